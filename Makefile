@@ -1,0 +1,61 @@
+# python3 (3.11 or later) and make are enough: each target first makes the virtual environment it
+# needs, one per Python version. PYTHON= chooses another Python, ARGS= is handed to the program.
+PYTHON ?= python3
+ARGS ?=
+
+TAG  := $(shell $(PYTHON) -c 'import sys; print(sys.implementation.cache_tag)' 2>/dev/null)
+VENV := .venv/$(or $(TAG),unknown)
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip --disable-pip-version-check -qq
+
+.PHONY: demo test check format coverage bench build clean
+.NOTPARALLEL:
+
+demo: $(VENV)/.runtime
+	$(BIN)/async-safe-cache demo $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+coverage: $(VENV)/.dev
+	$(BIN)/python -m coverage run -m pytest $(ARGS)
+	$(BIN)/python -m coverage report
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m pytest benchmarks -o asyncio_debug=false -o timeout=0 $(ARGS)
+
+build: $(VENV)/.dev
+	$(BIN)/python -m hatchling build
+
+clean:
+	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .hypothesis .benchmarks .coverage htmlcov
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'error: PYTHON=$(PYTHON) is not Python 3.11 or later; try: make PYTHON=python3.13 $(MAKECMDGOALS)' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	  echo 'error: PYTHON=$(PYTHON) has no venv module; install it (Debian, Ubuntu: the package python3-venv)' >&2; exit 1; }
+	@echo 'Preparing $(VENV) ...'
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.python pyproject.toml
+	@$(PIP) install -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.python pyproject.toml
+	@$(PIP) install -e '.[dev]'
+	@touch $(VENV)/.runtime $@

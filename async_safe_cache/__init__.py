@@ -1,0 +1,37 @@
+"""An asyncio-native cache with request coalescing: one load for all who ask at once."""
+
+from ._cache import AsyncSafeCache, LoadContext
+from ._decorator import race_safe_cached
+from ._keys import Key, register_key_type
+from ._registry import get_async_safe_cache
+from .errors import (
+    CacheClosedError,
+    CacheError,
+    LoadCancelledError,
+    RecursiveLoadError,
+    UnsupportedKeyError,
+)
+from .options import AlertThresholds, CacheOptions
+from .outcomes import MISSING, CacheStats, FunctionInfo, Lookup, MissReason, RemovalCause
+
+__all__ = [
+    "MISSING",
+    "AlertThresholds",
+    "AsyncSafeCache",
+    "CacheClosedError",
+    "CacheError",
+    "CacheOptions",
+    "CacheStats",
+    "FunctionInfo",
+    "Key",
+    "LoadCancelledError",
+    "LoadContext",
+    "Lookup",
+    "MissReason",
+    "RecursiveLoadError",
+    "RemovalCause",
+    "UnsupportedKeyError",
+    "get_async_safe_cache",
+    "race_safe_cached",
+    "register_key_type",
+]

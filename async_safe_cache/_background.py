@@ -1,0 +1,126 @@
+"""Supervised background work: it never dies silently and ends with the cache.
+
+One task group holds every job. A job that fails is counted, named in health and
+run again at its next turn; one whose loop died is `lost` until somebody with a
+live loop starts it again. Nothing the cache promises depends on it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from typing import final
+
+import anyio
+
+__all__ = ["Background"]
+
+_log = logging.getLogger("async_safe_cache")
+
+
+@final
+class Background:
+    """One periodic job of a cache, in the loop that started it.
+
+    Attributes:
+        errors: Runs that failed, ever.
+        failing: Runs that failed since the last good one.
+        last_error: Type name of the last failure.
+        last_success: Clock's time of the last good run.
+    """
+
+    def __init__(
+        self, name: str, job: Callable[[], Awaitable[None]], interval: float, clock: Callable[[], float]
+    ) -> None:
+        self.name = name
+        self.interval = interval
+        self.errors = 0
+        self.failing = 0
+        self.last_error: str | None = None
+        self.last_success: float | None = None
+        self._job = job
+        self._clock = clock
+        self._task: asyncio.Task[None] | None = None
+        self._wanted = False
+
+    @property
+    def running(self) -> bool:
+        """Whether the job's task is alive in a loop that is not closed."""
+        task = self._task
+        return task is not None and not task.done() and not task.get_loop().is_closed()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the job should run and does not."""
+        return self._wanted and not self.running
+
+    def start(self) -> None:
+        """Run the job in the running loop, unless it runs already."""
+        self._wanted = True
+        if not self.running:
+            # A context of its own: the job pins and sees no request.
+            self._task = asyncio.get_running_loop().create_task(
+                self._supervise(), name=f"async_safe_cache {self.name}", context=Context()
+            )
+
+    async def stop(self, timeout: float) -> None:
+        """End the job; return when its task has ended, at most *timeout* seconds later."""
+        self._wanted = False
+        task, self._task = self._task, None
+        if task is None or task.done() or task.get_loop().is_closed():
+            return
+        here = asyncio.get_running_loop()
+        if task.get_loop() is here:
+            task.cancel()
+            await asyncio.wait([task], timeout=timeout)
+            return
+        ended = here.create_future()
+
+        def tell(_: object) -> None:
+            here.call_soon_threadsafe(lambda: ended.done() or ended.set_result(None))
+
+        def cancel() -> None:
+            task.add_done_callback(tell)
+            task.cancel()
+
+        try:
+            task.get_loop().call_soon_threadsafe(cancel)
+        except RuntimeError:
+            return  # closed in this very moment
+        await asyncio.wait([ended], timeout=timeout)
+
+    async def _supervise(self) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._repeat)
+
+    async def _repeat(self) -> None:
+        while True:
+            await anyio.sleep(self.interval)
+            try:
+                await self._job()
+                self.last_success = self._clock()
+                self.failing = 0
+            except Exception as error:  # noqa: BLE001 - whatever fails, the job must go on
+                self.errors += 1
+                self.failing += 1
+                self.last_error = type(error).__name__
+                if self.failing == 1:
+                    _log.warning(
+                        "the %s failed with %s; it is tried again in %s s",
+                        self.name,
+                        self.last_error,
+                        self.interval,
+                    )
+
+    def report(self, now: float) -> dict[str, object]:
+        """Return its state, JSON-ready."""
+        success = self.last_success
+        return {
+            "running": self.running,
+            "wanted": self._wanted,
+            "interval": self.interval,
+            "errors": self.errors,
+            "failing": self.failing,
+            "last_error": self.last_error,
+            "last_success_age": None if success is None else max(0.0, now - success),
+        }

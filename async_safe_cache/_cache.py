@@ -1,0 +1,718 @@
+"""AsyncSafeCache: the public face of one cache. Holds no mechanism of its own."""
+
+import asyncio
+import inspect
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import timedelta
+from functools import partial
+from types import FunctionType, TracebackType
+from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, cast, final, overload
+
+from ._background import Background
+from ._engine import Engine, Load, State, emptied
+from ._flights import Flight
+from ._function import CachedFunction, Roster, function_of
+from ._health import report
+from ._keys import PLAIN, DataKey, Key, canonical
+from ._protocols import Clock, Weigher
+from ._store import Counters, Entry, Namespace, Store
+from .errors import CacheClosedError
+from .options import (
+    UNSET,
+    AlertThresholds,
+    CacheOptions,
+    NegativeTtl,
+    Ttl,
+    Unset,
+    check_bound,
+    check_callable,
+    check_choice,
+    check_seconds,
+    check_ttl,
+)
+from .outcomes import MISSING, CacheStats, FunctionInfo, Lookup, Missing, MissReason, RemovalCause
+
+__all__ = ["AsyncSafeCache", "LoadContext"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+D = TypeVar("D")
+V = TypeVar("V")
+K = TypeVar("K")
+
+SWEEP_SLICE: Final = 100
+"""Entries that the sweeper frees between two turns of the loop: well under 0.5 ms."""
+
+_PLAIN: Final = PLAIN
+
+
+@final
+class LoadContext:
+    """What a loader that asks for it is told.
+
+    Attributes:
+        key: The key, as the caller gave it.
+    """
+
+    __slots__ = ("key",)
+
+    def __init__(self, key: object) -> None:
+        self.key = key
+
+    def __repr__(self) -> str:
+        return "LoadContext()"
+
+
+@final
+class AsyncSafeCache:
+    """A bounded cache in which concurrent loads of one key become one.
+
+    Can be made anywhere: it needs no running loop, starts no task and belongs
+    to no loop. It serves every thread and every event loop of the process.
+
+    Args:
+        name: For people: health, errors, logs.
+        max_memory_bytes: Bound on keys, values and the library's own overhead,
+            held after every operation; 0 stores nothing, None is no bound.
+        max_entries: Bound on the number of entries; 0 stores nothing, None is no bound.
+        default_ttl: Seconds or timedelta that a value stays fresh; None: for ever.
+        policy: Which entry leaves first: "lru", the least recently used.
+        weigher: Bytes of a value; None measures it, see docs/memory.md.
+        sweep_interval: Seconds between two sweeps, once started.
+        thresholds: Where health begins to complain.
+        clock: Returns monotonic seconds.
+        jitter: See `CacheOptions`, as for the options that follow.
+        on_abandon: "cancel" or "finish".
+        cancel_grace: Seconds.
+        negative: Failures to remember.
+        after_close: "error" or "call".
+
+    Raises:
+        TypeError: An option is of a type that it cannot have.
+        ValueError: An option is outside its range.
+    """
+
+    def __init__(
+        self,
+        name: str = "default",
+        *,
+        max_memory_bytes: int | None = 200 * 1024**2,
+        max_entries: int | None = None,
+        default_ttl: Ttl = None,
+        policy: Literal["lru"] = "lru",
+        weigher: Weigher | None = None,
+        sweep_interval: float | timedelta = 1.0,
+        thresholds: AlertThresholds | None = None,
+        clock: Clock = time.monotonic,
+        jitter: float = 0.0,
+        on_abandon: Literal["cancel", "finish"] = "cancel",
+        cancel_grace: float | timedelta = 5.0,
+        negative: Mapping[type[Exception], NegativeTtl] | None = None,
+        after_close: Literal["error", "call"] = "error",
+    ) -> None:
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"name must be a str, not {type(name).__name__}")
+        if not name:
+            raise ValueError("name='' must not be empty: it is what health and errors show")
+        check_choice("policy", policy, ("lru",))
+        check_callable("clock", clock, "a callable that returns monotonic seconds")
+        if weigher is not None:
+            check_callable("weigher", weigher, "a callable(value) that returns bytes")
+        thresholds = AlertThresholds() if thresholds is None else thresholds
+        if not isinstance(thresholds, AlertThresholds):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"thresholds must be AlertThresholds, not {type(thresholds).__name__}"
+            )
+        self._options = CacheOptions().but(
+            ttl=_named_ttl(default_ttl),
+            jitter=jitter,
+            on_abandon=on_abandon,
+            cancel_grace=cancel_grace,
+            negative=negative,
+            after_close=after_close,
+        )
+        store = Store(
+            check_bound("max_entries", max_entries),
+            check_bound("max_memory_bytes", max_memory_bytes),
+        )
+        self._name = name
+        self._thresholds = thresholds
+        self._engine = Engine(name, store, clock, weigher)
+        raw = Counters()
+        self._engine.counters[raw] = None
+        self._raw = Namespace(store, name, raw)
+        self._roster = Roster()
+        self._sweeper = Background(
+            "sweeper", self._sweep, check_seconds("sweep_interval", sweep_interval), clock
+        )
+
+    def __repr__(self) -> str:
+        store, state = self._engine.store, self._engine.state.name.lower()
+        return f"<AsyncSafeCache {self._name!r} {state}, {len(store.order)} entries, {store.bytes} bytes>"
+
+    # -- what it is
+
+    @property
+    def name(self) -> str:
+        """The cache's name."""
+        return self._name
+
+    @property
+    def closed(self) -> bool:
+        """Whether it refuses calls."""
+        return self._engine.state is not State.OPEN
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes accounted for: keys, values, overhead; never above the bound."""
+        return self._engine.store.bytes
+
+    def __len__(self) -> int:
+        """Return the number of entries that are not expired. O(seconds that are due)."""
+        store = self._engine.store
+        now = self._engine.clock()
+        with store.lock:
+            return store.live(now)
+
+    def __bool__(self) -> bool:
+        # An empty cache is still a cache: `cache or default` must not replace it.
+        return True
+
+    # -- reading
+
+    async def get(self, key: object, default: D | None = None) -> Any | D | None:
+        """Return the fresh value of *key*, or *default*.
+
+        Args:
+            key: An accepted raw key, or a `Key` of a call.
+            default: What a miss gives.
+
+        Returns:
+            The very object that is stored: copy it before you change it.
+
+        Raises:
+            UnsupportedKeyError: *key* cannot be a key.
+            CacheClosedError: The cache is closed.
+
+        Complexity: O(1); a hit takes no lock.
+        """
+        engine = self._engine
+        space, data, _ = self._place(key)
+        found = engine.read(space, data, engine.clock())
+        return found.value if isinstance(found, Entry) else default
+
+    async def lookup(self, key: object) -> Lookup[Any]:
+        """Return the fresh value of *key* with its age, or the reason why there is none.
+
+        Raises:
+            UnsupportedKeyError: *key* cannot be a key.
+            CacheClosedError: The cache is closed.
+        """
+        engine = self._engine
+        space, data, _ = self._place(key)
+        now = engine.clock()
+        found = engine.read(space, data, now)
+        if isinstance(found, MissReason):
+            return Lookup(hit=False, value=MISSING, reason=found, age=None, ttl_left=None)
+        left = None if found.deadline == math.inf else found.deadline - now
+        age = max(0.0, now - found.born)
+        return Lookup(hit=True, value=found.value, reason=None, age=age, ttl_left=left)
+
+    def peek(self, key: object, default: D | Missing = MISSING) -> Any | D | Missing:
+        """Return the fresh value of *key*, or *default*: no statistics, no recency, no waiting.
+
+        Raises:
+            UnsupportedKeyError: *key* cannot be a key.
+            CacheClosedError: The cache is closed.
+        """
+        self._engine.admit()
+        space, data, _ = self._place(key)
+        entry = self._engine.peek(space, data, self._engine.clock())
+        return default if entry is None else entry.value
+
+    async def get_many(self, keys: Iterable[K]) -> dict[K, Any]:
+        """Return the fresh values of *keys*, hits only, all of one moment.
+
+        Args:
+            keys: Raw keys or `Key`s; one asked for twice is answered and counted once.
+
+        Returns:
+            By the keys as given, in first-seen order.
+
+        Raises:
+            ValueError: Two keys that Python holds equal and the cache does not
+                (1 and True): one dict cannot tell them apart.
+            UnsupportedKeyError: A key cannot be one.
+            CacheClosedError: The cache is closed.
+        """
+        places: dict[K, tuple[Namespace, DataKey]] = {}
+        for key in keys:
+            space, data, _ = self._place(key)
+            if places.setdefault(key, (space, data)) != (space, data):
+                raise ValueError(
+                    "get_many got two keys that Python holds equal and the cache tells apart, "
+                    "such as 1 and True: ask for them in two calls"
+                )
+        found = self._engine.read_many(places.values(), self._engine.clock())
+        return {
+            key: entry.value
+            for key, entry in zip(places, found, strict=True)
+            if entry is not None
+        }
+
+    @overload
+    async def get_or_load(
+        self,
+        key: object,
+        loader: Callable[[], Awaitable[V]] | Callable[[LoadContext], Awaitable[V]],
+        *,
+        ttl: Ttl | Unset = ...,
+        jitter: float | Unset = ...,
+        on_abandon: Literal["cancel", "finish"] | Unset = ...,
+        cancel_grace: float | timedelta | Unset = ...,
+        negative: Mapping[type[Exception], NegativeTtl] | None | Unset = ...,
+    ) -> V: ...
+    @overload
+    async def get_or_load(
+        self,
+        key: object,
+        loader: Callable[[], V] | Callable[[LoadContext], V],
+        *,
+        ttl: Ttl | Unset = ...,
+        jitter: float | Unset = ...,
+        on_abandon: Literal["cancel", "finish"] | Unset = ...,
+        cancel_grace: float | timedelta | Unset = ...,
+        negative: Mapping[type[Exception], NegativeTtl] | None | Unset = ...,
+    ) -> V: ...
+    async def get_or_load(
+        self,
+        key: object,
+        loader: Callable[..., Any],
+        *,
+        ttl: Ttl | Unset = UNSET,
+        jitter: float | Unset = UNSET,
+        on_abandon: Literal["cancel", "finish"] | Unset = UNSET,
+        cancel_grace: float | timedelta | Unset = UNSET,
+        negative: Mapping[type[Exception], NegativeTtl] | None | Unset = UNSET,
+    ) -> Any:
+        """Return the fresh value of *key*, loading it once for all who ask.
+
+        Args:
+            key: Equal keys share one load.
+            loader: Called once per flight, in a task of the cache's own; takes
+                nothing, or one `LoadContext`.
+            ttl: Seconds (or timedelta) from the end of the load; None: for ever.
+            jitter: Shortens ttl by up to this fraction.
+            on_abandon: "cancel" or "finish" the load when nobody waits any more.
+            cancel_grace: Seconds to wait for the clean-up of a cancelled load.
+            negative: Failures to remember.
+
+        Returns:
+            The very object that is stored: copy it before you change it.
+
+        Raises:
+            RecursiveLoadError: *loader* waits, directly or not, for *key*.
+            LoadCancelledError: *loader* was cancelled from inside.
+            CacheClosedError: The cache is closed.
+            UnsupportedKeyError: *key* cannot be a key.
+            TypeError: *loader* cannot be called so, or gave an awaitable,
+                generator or iterator.
+            Exception: Whatever *loader* raised; nothing is stored.
+
+        Complexity: O(1) plus the load.
+        """
+        call = _call_of(loader, key)
+        options = self._options.but(
+            ttl=ttl,
+            jitter=jitter,
+            on_abandon=on_abandon,
+            cancel_grace=cancel_grace,
+            negative=negative,
+        )
+        space, data, kind = self._place(key)
+        return await self._load(Load(space, data, kind, call, options))
+
+    # -- writing
+
+    async def set(
+        self, key: object, value: object, *, ttl: Ttl | Unset = UNSET, jitter: float | Unset = UNSET
+    ) -> None:
+        """Store *value*; a load of *key* that runs now will not overwrite it.
+
+        A value larger than max_memory_bytes is counted and not stored, and the
+        older value of *key* is removed.
+
+        Raises:
+            TypeError: *value* is an awaitable, a generator or an iterator.
+            ValueError: *ttl* is not above 0.
+            UnsupportedKeyError: *key* cannot be a key.
+            CacheClosedError: The cache is closed.
+            Exception: Whatever the weigher raised; nothing was changed.
+
+        Complexity: O(1) amortised, plus weighing and what is evicted.
+        """
+        options = self._options.but(ttl=ttl, jitter=jitter)
+        space, data, kind = self._place(key)
+        self._engine.put(space, data, kind, value, self._engine.shortened(options))
+
+    async def delete(self, *keys: object) -> int:
+        """Remove *keys*; return how many held a fresh value.
+
+        When it returned, no later read sees a value whose load began before.
+
+        Raises:
+            UnsupportedKeyError: A key cannot be one; nothing was removed.
+            CacheClosedError: The cache is closed.
+        """
+        return self._remove(keys, RemovalCause.DELETED)
+
+    async def expire(self, *keys: object) -> int:
+        """Make *keys* expired now; return how many were fresh. Fences loads, as `delete` does.
+
+        Raises:
+            UnsupportedKeyError: A key cannot be one; nothing was changed.
+            CacheClosedError: The cache is closed.
+        """
+        return self._remove(keys, RemovalCause.EXPIRED)
+
+    async def touch(self, key: object, ttl: Ttl) -> bool:
+        """Give a fresh value a new ttl from now; False if there is none.
+
+        Raises:
+            ValueError: *ttl* is not above 0.
+            UnsupportedKeyError: *key* cannot be a key.
+            CacheClosedError: The cache is closed.
+        """
+        seconds = check_ttl("ttl", ttl)
+        space, data, _ = self._place(key)
+        return self._engine.retime(space, data, seconds)
+
+    async def clear(self) -> None:
+        """Remove everything. Loads that run answer their waiters and store nothing.
+
+        Everything is gone at once; its memory is freed in slices before this returns.
+
+        Raises:
+            CacheClosedError: The cache is closed.
+        """
+        self._engine.admit()
+        await emptied(self._engine.clear())
+
+    # -- decorated functions
+
+    async def invalidate(self, fn: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Remove the value of the call *fn(*args, **kwargs)*; tell whether there was one.
+
+        Args:
+            fn: A function decorated for this cache, or a bound method of one.
+            args: The call's arguments.
+            kwargs: The call's keyword arguments.
+
+        Raises:
+            TypeError: *fn* is not decorated, or cannot be called so.
+            ValueError: *fn* belongs to another cache.
+            CacheClosedError: The cache is closed.
+        """
+        self._engine.admit()
+        function, values = self._bound(fn, args, kwargs)
+        space, data, _ = function.address(values)
+        return self._engine.remove([(space, data)], RemovalCause.DELETED) > 0
+
+    @overload
+    async def refresh(
+        self, fn: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs
+    ) -> R: ...
+    @overload
+    async def refresh(self, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
+    async def refresh(self, fn: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Load the call *fn(*args, **kwargs)* now, fresh or not, and return its value.
+
+        Until it ends, others still get the older value. Joins a load of that
+        call which already runs. A plain `def` runs in a worker thread. Counts
+        as a load, not as a call.
+
+        Raises:
+            TypeError: *fn* is not decorated, or cannot be called so.
+            ValueError: *fn* belongs to another cache.
+            CacheClosedError: The cache is closed.
+            Exception: Whatever the function raised; the older value stays.
+        """
+        function, values = self._bound(fn, args, kwargs)
+        if function.closed:
+            raise CacheClosedError(function.name)
+        return await self._load(
+            self._load_of(function, values), refresh=True, in_thread=not function.is_async
+        )
+
+    def key_for(self, fn: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> Key:
+        """Return the `Key` of the call *fn(*args, **kwargs)*; every keyed method takes it.
+
+        Raises:
+            TypeError: *fn* is not decorated, or cannot be called so.
+            ValueError: *fn* belongs to another cache.
+        """
+        function, values = self._bound(fn, args, kwargs)
+        return Key(*function.address(values), function.name)
+
+    def info(self, fn: Callable[..., Any]) -> FunctionInfo:
+        """Return the counters of one decorated function. O(loads running now + instances).
+
+        Raises:
+            TypeError: *fn* is not decorated.
+            ValueError: *fn* belongs to another cache.
+        """
+        function, _ = self._function(fn)
+        counts = function.counters
+        spaces = list(function.spaces())
+        with self._engine.store.lock:
+            running = len(self._flights_of(function)())
+        return FunctionInfo(
+            name=function.name,
+            hits=counts.hits,
+            misses=counts.misses,
+            coalesced=counts.coalesced,
+            loads=counts.loads,
+            load_errors=counts.load_errors,
+            entries=sum(len(space.data) for space in spaces),
+            in_flight=running,
+        )
+
+    # -- health
+
+    def stats(self, window: float | timedelta | None = None) -> CacheStats:
+        """Return the counters; with *window*, of about the last so many seconds (at most 300).
+
+        Raises:
+            ValueError: *window* is not above 0 or above 300.
+        """
+        engine = self._engine
+        now = engine.clock()
+        with engine.store.lock:
+            stats = engine.stats()
+            if window is None:
+                return stats
+            seconds = check_seconds("window", window)
+            if seconds > 300:
+                raise ValueError(f"window={window!r} must be at most 300 seconds")
+            engine.recent.roll(now, engine.stats)
+            return stats - engine.recent.since(now, seconds)[1]
+
+    def health(self) -> dict[str, Any]:
+        """Return what is known of the cache's state, ready for JSON.
+
+        Works at any time, in any state, from any thread. `status` is "closed",
+        "warning", "degraded" or "healthy"; each alert has name, observed,
+        threshold, unit and advice. See docs/health.md for every key.
+
+        Complexity: O(decorated functions); independent of the entries.
+        """
+        engine, store = self._engine, self._engine.store
+        now = engine.clock()
+        with store.lock:
+            engine.recent.roll(now, engine.stats)
+            stats = engine.stats()
+            return report(
+                name=self._name,
+                closed=self.closed,
+                stats=stats,
+                entries=store.live(now),
+                in_flight=len(engine.flights.running),
+                memory_bytes=store.bytes,
+                max_memory_bytes=store.max_bytes,
+                eviction_rate=engine.recent.eviction_rate(now, stats),
+                response_time=engine.recent.response_time(now, stats),
+                background={self._sweeper.name: self._sweeper.report(now)},
+                thresholds=self._thresholds,
+            )
+
+    async def get_health_info(self) -> dict[str, Any]:
+        """Return `health()`."""
+        return self.health()
+
+    def check(self) -> None:
+        """Recompute every invariant from scratch; for tests. O(entries + loads).
+
+        Raises:
+            AssertionError: An invariant is broken: a bug of this library.
+        """
+        self._engine.check()
+
+    # -- its life
+
+    async def start(self) -> None:
+        """Open the cache, if it is closed, and sweep expired entries in this loop from now on."""
+        self._engine.reopen()
+        self._sweeper.start()
+
+    async def aclose(self, *, drain: bool = False, timeout: float | timedelta = 5.0) -> None:
+        """Close the cache: end its loads and its background work, free its memory.
+
+        Idempotent; leaves no task and no thread of the cache's own, unless a
+        load does not end in time.
+
+        Args:
+            drain: Let running loads end, and their waiters have the values;
+                otherwise these get `CacheClosedError` at once.
+            timeout: Seconds that all of it may take.
+        """
+        engine = self._engine
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + check_seconds("timeout", timeout, zero=True)
+        engine.shut(drain=drain)
+        try:
+            if drain:
+                await engine.ended(lambda: engine.flights.running, deadline, threads=True)
+        finally:
+            # Also when the caller is cancelled: a cache half closed would be worse.
+            wreck = engine.finish()
+        if engine.state is State.OPEN:
+            return  # somebody opened it again meanwhile
+        await self._sweeper.stop(max(0.0, deadline - loop.time()))
+        await engine.ended(lambda: engine.flights.running, deadline, threads=False)
+        await engine.workers_ended(deadline)
+        await emptied(wreck)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    # -- inside
+
+    def _place(self, key: object) -> tuple[Namespace, DataKey, object]:
+        """Return where *key* is stored: namespace, data key, kind."""
+        cls = type(key)
+        if cls is Key:
+            known = cast("Key", key)
+            space = known.space
+            if not isinstance(space, Namespace) or space.store is not self._engine.store:
+                raise ValueError(f"{known!r} belongs to another cache than {self._name!r}")
+            return space, known.data, known.kind
+        data = canonical(key, "key", raw=True)
+        return self._raw, data, cls if cls in _PLAIN else None
+
+    async def _load(self, load: Load, *, refresh: bool = False, in_thread: bool = False) -> Any:
+        if self._sweeper.lost:
+            self._sweeper.start()
+        return await self._engine.load(load, refresh=refresh, in_thread=in_thread)
+
+    def _load_of(self, function: CachedFunction, values: tuple[Any, ...]) -> Load:
+        space, data, kind = function.address(values)
+        return Load(space, data, kind, partial(function.invoke, values), function.options)
+
+    def _remove(self, keys: tuple[object, ...], cause: RemovalCause) -> int:
+        self._engine.admit()
+        return self._engine.remove([self._place(key)[:2] for key in keys], cause)
+
+    def _function(self, fn: object) -> tuple[CachedFunction, tuple[object, ...]]:
+        function, instance = function_of(fn)
+        if function.store is not self._engine.store:
+            raise ValueError(f"{function.name} belongs to another cache than {self._name!r}")
+        return function, instance
+
+    def _bound(
+        self, fn: object, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[CachedFunction, tuple[Any, ...]]:
+        function, instance = self._function(fn)
+        return function, function.bind(*instance, *args, **kwargs)
+
+    def _register(self, function: CachedFunction, wrapper: object) -> None:
+        """Take in a newly decorated function."""
+        engine, roster, name = self._engine, self._roster, function.name
+        counters, space, instances = function.counters, function.space, function.instances
+
+        def retire(dropped: list[object]) -> None:
+            del engine.counters[counters]
+            engine.retired.add(counters)
+            for each in (space, *tuple(instances.values())):
+                engine.drop(each, dropped)
+
+        def gone(reference: object) -> None:
+            # The function was collected: no place to take a lock.
+            engine.later.append(retire)
+            engine.later.append(lambda _: roster.discard(name, reference))
+
+        with engine.store.lock:
+            replaced = roster.add(function, wrapper, gone)
+            engine.counters[counters] = None
+        for older in replaced:
+            engine.remove_spaces(older.spaces, RemovalCause.CLEARED)
+
+    async def _close_function(self, function: CachedFunction, *, wait: bool) -> None:
+        engine = self._engine
+        loop = asyncio.get_running_loop()
+        function.closed = True
+        if wait:
+            await engine.ended(self._flights_of(function), math.inf, threads=True)
+        engine.remove_spaces(function.spaces, RemovalCause.CLEARED)
+        engine.dismiss(self._flights_of(function), function.name)
+        deadline = loop.time() + function.options.cancel_grace
+        await engine.ended(self._flights_of(function), deadline, threads=False)
+
+    def _close_function_here(self, function: CachedFunction, *, wait: bool) -> None:
+        function.closed = True
+        if wait:
+            self._engine.ended_here(self._flights_of(function))
+        self._engine.remove_spaces(function.spaces, RemovalCause.CLEARED)
+        self._engine.dismiss(self._flights_of(function), function.name)
+
+    def _flights_of(self, function: CachedFunction) -> Callable[[], list[Flight]]:
+        def flights() -> list[Flight]:
+            spaces = set(function.spaces())
+            return [each for each in self._engine.flights.running if each.key[0] in spaces]
+
+        return flights
+
+    async def _sweep(self) -> None:
+        """Free what is due now, in slices."""
+        now = self._engine.clock()
+        while self._engine.sweep(now, SWEEP_SLICE):
+            await asyncio.sleep(0)
+
+
+def _named_ttl(default_ttl: Ttl) -> float | None:
+    return check_ttl("default_ttl", default_ttl)
+
+
+def _call_of(loader: object, key: object) -> Callable[[], Any]:
+    """Return *loader* as a call without arguments.
+
+    Raises:
+        TypeError: It cannot be called with nothing or with one `LoadContext`.
+    """
+    if not callable(loader):
+        raise TypeError(
+            f"loader must be a callable that takes nothing or one LoadContext, "
+            f"not {type(loader).__name__}"
+        )
+    if type(loader) is FunctionType:
+        code = loader.__code__
+        needed = code.co_argcount - len(loader.__defaults__ or ())
+        named = code.co_kwonlyargcount - len(loader.__kwdefaults__ or ())
+    else:
+        try:
+            parameters = inspect.signature(loader).parameters.values()
+        except ValueError:  # a builtin that does not tell
+            return loader
+        required = [
+            each.kind
+            for each in parameters
+            if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        ]
+        named = required.count(inspect.Parameter.KEYWORD_ONLY)
+        needed = len(required) - named
+    if needed > 1 or named:
+        raise TypeError(
+            f"loader needs {needed + named} arguments, but it is called with nothing or "
+            "with one LoadContext: wrap it, as in `lambda: fetch(symbol)`"
+        )
+    return partial(loader, LoadContext(key)) if needed else loader

@@ -1,0 +1,307 @@
+"""race_safe_cached: a function whose concurrent equal calls share one load.
+
+The wrapper is a real `async def` (or `def`) with the signature, name and docs of
+the original, typed F -> F, the only form that type checkers accept for
+functions, methods, static and class methods alike.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import partial
+from typing import Any, Literal, TypeVar, cast, overload
+from weakref import ref
+
+from ._cache import AsyncSafeCache
+from ._engine import State
+from ._function import ATTRIBUTE, CachedFunction
+from ._keys import Key
+from ._registry import default_cache
+from ._wrapper import PREFIX, Compiled, compile_wrapper, parameters
+from .errors import CacheClosedError
+from .options import UNSET, NegativeTtl, Ttl, Unset
+from .outcomes import RemovalCause
+
+__all__ = ["race_safe_cached"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@overload
+def race_safe_cached(fn: F, /) -> F: ...
+@overload
+def race_safe_cached(
+    cache: AsyncSafeCache | None = None,
+    prefix: str | None = None,
+    /,
+    *,
+    ttl: Ttl | Unset = ...,
+    jitter: float | Unset = ...,
+    on_abandon: Literal["cancel", "finish"] | Unset = ...,
+    cancel_grace: float | timedelta | Unset = ...,
+    negative: Mapping[type[Exception], NegativeTtl] | None | Unset = ...,
+    key: Callable[..., object] | None = ...,
+    method: bool | None = ...,
+    after_close: Literal["error", "call"] | Unset = ...,
+) -> Callable[[F], F]: ...
+def race_safe_cached(
+    target: Callable[..., Any] | AsyncSafeCache | None = None,
+    prefix: str | None = None,
+    /,
+    *,
+    ttl: Ttl | Unset = UNSET,
+    jitter: float | Unset = UNSET,
+    on_abandon: Literal["cancel", "finish"] | Unset = UNSET,
+    cancel_grace: float | timedelta | Unset = UNSET,
+    negative: Mapping[type[Exception], NegativeTtl] | None | Unset = UNSET,
+    key: Callable[..., object] | None = None,
+    method: bool | None = None,
+    after_close: Literal["error", "call"] | Unset = UNSET,
+) -> Any:
+    """Cache the results of a function; equal calls at one time share one load.
+
+    Works on `async def` (the load runs in a task of the cache's own) and on
+    `def` (the first thread loads, the others wait), on functions, methods,
+    class and static methods. Bare, it uses the process's default cache.
+
+    Args:
+        target: The function itself, or the cache to use.
+        prefix: Name of the function's entries; default: module and qualified name.
+        ttl: Seconds (or timedelta) a value stays fresh; None: for ever.
+        jitter: Shortens ttl by up to this fraction, at random.
+        on_abandon: "cancel" or "finish" a load that nobody waits for. `async def` only.
+        cancel_grace: Seconds to wait for a cancelled load's clean-up. `async def` only.
+        negative: Exception class -> ttl: failures to remember.
+        key: Callable of the call's arguments that returns an accepted raw key,
+            used instead of all arguments (of a method: the instance included).
+        method: Whether the first parameter is an instance; default: defined in
+            a class body with self or cls as its first parameter.
+        after_close: "error" or "call" the original once the cache is closed.
+
+    Returns:
+        The function with the attributes of functools and async-lru: cache_info,
+        cache_clear, cache_parameters, cache_invalidate, cache_contains,
+        cache_close, cache_key, and cache_source, the wrapper's own source. For
+        a method they take the instance first.
+
+    Raises:
+        TypeError: It is a class or a generator function, or an option does not
+            fit it.
+        ValueError: An option is out of range, or the prefix is taken by
+            another function of the cache.
+    """
+    given: dict[str, Any] = {
+        "ttl": ttl,
+        "jitter": jitter,
+        "on_abandon": on_abandon,
+        "cancel_grace": cancel_grace,
+        "negative": negative,
+        "after_close": after_close,
+    }
+    if target is None or isinstance(target, AsyncSafeCache):
+        cache = default_cache() if target is None else target
+        _check(cache, prefix, key, method, given)
+        return partial(_decorate, cache, prefix, given, key, method)
+    if prefix is not None:
+        raise TypeError(
+            f"the first argument must be an AsyncSafeCache, not {type(target).__name__}: "
+            "write race_safe_cached(cache, prefix)"
+        )
+    return _decorate(default_cache(), None, given, key, method, target)
+
+
+def _check(
+    cache: AsyncSafeCache,
+    prefix: object,
+    key: object,
+    method: object,
+    given: dict[str, Any],
+) -> None:
+    """Refuse wrong options where they are given, not at the first call."""
+    if prefix is not None and not isinstance(prefix, str):
+        raise TypeError(f"prefix must be a str, not {type(prefix).__name__}")
+    if prefix == "":
+        raise ValueError("prefix='' must not be empty: it names the function's entries")
+    if key is not None and not callable(key):
+        raise TypeError(
+            f"key must be a callable of the call's arguments, not {type(key).__name__}"
+        )
+    if method not in (None, True, False):
+        raise TypeError(f"method must be True, False or None, not {type(method).__name__}")
+    cache._options.but(**given)
+
+
+def _decorate(
+    cache: AsyncSafeCache,
+    prefix: str | None,
+    given: dict[str, Any],
+    key: Callable[..., object] | None,
+    method: bool | None,
+    fn: Any,
+) -> Any:
+    if isinstance(fn, (classmethod, staticmethod)):
+        # Written above @classmethod instead of below: the same is meant.
+        inner = _decorate(cache, prefix, given, key, method, fn.__func__)
+        return type(fn)(inner)
+    what = getattr(fn, "__qualname__", type(fn).__name__)
+    if inspect.isclass(fn):
+        raise TypeError(f"{what} is a class: decorate its methods, or a function that makes one")
+    if not callable(fn):
+        raise TypeError(f"race_safe_cached decorates functions, not {type(fn).__name__}")
+    if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        raise TypeError(
+            f"{what} is a generator function: a generator can be used only once; "
+            "return a list instead"
+        )
+    is_async = inspect.iscoroutinefunction(fn)
+    if not is_async:
+        for option in ("on_abandon", "cancel_grace"):
+            if given[option] is not UNSET:
+                raise TypeError(
+                    f"{option} needs a task that can be cancelled, and {what} is a plain `def`: "
+                    "make it async, or leave the option out"
+                )
+    form = parameters(inspect.signature(fn))
+    is_method = _is_method(fn, form.names) if method is None else method
+    if is_method and not form.names:
+        raise TypeError(f"method=True, but {what} has no parameter for the instance")
+    module = getattr(fn, "__module__", "") or ""
+    function = CachedFunction(
+        name=f"{module}.{what}" if prefix is None else prefix,
+        explicit=prefix is not None,
+        identity=(module, what, getattr(fn, "__code__", fn)),
+        store=cache._engine.store,
+        later=cache._engine.later,
+        drop=cache._engine.drop,
+        parameters=form.names,
+        is_async=is_async,
+        is_method=is_method,
+        has_key=key is not None,
+        options=cache._options.but(**given),
+    )
+    compiled = compile_wrapper(
+        fn,
+        form,
+        is_async=is_async,
+        method=function.is_method,
+        fast=key is None,
+        names={
+            "clock": cache._engine.clock,
+            "store": cache._engine.store,
+            "counters": function.counters,
+            "space": function.space,
+            "instances": function.instances,
+            "miss": _miss_async(cache, function) if is_async else _miss_here(cache, function),
+        },
+    )
+    function.bind = compiled.bind
+    function.invoke = partial(compiled.invoke, fn)
+    if key is not None:
+        function.key_function = partial(compiled.invoke, key)
+    wrapper = functools.wraps(fn)(compiled.wrapper)
+    setattr(wrapper, ATTRIBUTE, function)
+    _add_attributes(wrapper, compiled, cache, function)
+    cache._register(function, wrapper)
+    return wrapper
+
+
+def _is_method(fn: Any, names: tuple[str, ...]) -> bool:
+    """Tell whether *fn* stands in a class body and begins with self or cls."""
+    outer = getattr(fn, "__qualname__", "").rpartition(".")[0]
+    in_class = bool(outer) and not outer.endswith("<locals>")
+    return in_class and names[:1] in (("self",), ("cls",))
+
+
+def _miss_async(cache: AsyncSafeCache, function: CachedFunction) -> Callable[..., Any]:
+    engine = cache._engine
+
+    async def miss(values: tuple[Any, ...]) -> Any:
+        if function.closed or engine.state is State.CLOSED:
+            if function.options.after_close == "call":
+                return await function.invoke(values)
+            raise CacheClosedError(function.name if function.closed else cache.name)
+        return await cache._load(cache._load_of(function, values))
+
+    return miss
+
+
+def _miss_here(cache: AsyncSafeCache, function: CachedFunction) -> Callable[..., Any]:
+    engine = cache._engine
+
+    def miss(values: tuple[Any, ...]) -> Any:
+        if function.closed or engine.state is State.CLOSED:
+            if function.options.after_close == "call":
+                return function.invoke(values)
+            raise CacheClosedError(function.name if function.closed else cache.name)
+        return engine.load_here(cache._load_of(function, values))
+
+    return miss
+
+
+def _add_attributes(
+    wrapper: Any, compiled: Compiled, cache: AsyncSafeCache, function: CachedFunction
+) -> None:
+    """Give *wrapper* what users of functools and async-lru know."""
+    engine = cache._engine
+
+    def place(*args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
+        return function.address(function.bind(*args, **kwargs))
+
+    def cache_info() -> "functools._CacheInfo":
+        """Return hits (joins included), misses, maxsize and currsize."""
+        hits, misses = function.info()
+        size = sum(len(space.data) for space in function.spaces())
+        bound = engine.store.max_entries
+        maxsize = None if bound == float("inf") else int(bound)
+        return functools._CacheInfo(hits, misses, maxsize, size)
+
+    def cache_clear() -> None:
+        """Remove every entry of this function, and count its info from 0 again."""
+        engine.remove_spaces(function.spaces, RemovalCause.CLEARED)
+        function.forget_info()
+
+    def cache_parameters() -> dict[str, Any]:
+        """Return how the function is cached."""
+        return {
+            "maxsize": cache_info().maxsize,
+            "typed": True,
+            "ttl": function.options.ttl,
+            "tasks": cache.info(wrapper_ref()).in_flight,
+            "closed": function.closed or cache.closed,
+        }
+
+    def cache_invalidate(*args: Any, **kwargs: Any) -> bool:
+        """Remove the value of one call and fence its load; tell whether there was one."""
+        space, data, _ = place(*args, **kwargs)
+        return engine.remove([(space, data)], RemovalCause.DELETED) > 0
+
+    def cache_contains(*args: Any, **kwargs: Any) -> bool:
+        """Tell whether one call has a fresh value."""
+        space, data, _ = place(*args, **kwargs)
+        return engine.peek(space, data, engine.clock()) is not None
+
+    def cache_key(*args: Any, **kwargs: Any) -> Key:
+        """Return the key of one call."""
+        return Key(*place(*args, **kwargs), function.name)
+
+    async def close(*, wait: bool = False) -> None:
+        """End this function's loads (let them end with *wait*) and remove its entries."""
+        await cache._close_function(function, wait=wait)
+
+    def close_here(*, wait: bool = False) -> None:
+        """Remove this function's entries; with *wait* block until its loads have ended."""
+        cache._close_function_here(function, wait=wait)
+
+    wrapper_ref = ref(wrapper)
+    for attribute in (
+        cache_info,
+        cache_clear,
+        cache_parameters,
+        cache_invalidate,
+        cache_contains,
+        cache_key,
+    ):
+        setattr(wrapper, attribute.__name__, attribute)
+    wrapper.cache_close = close if function.is_async else close_here
+    wrapper.cache_source = compiled.source

@@ -1,0 +1,56 @@
+"""Recency orders: which entry leaves first when a bound is reached.
+
+A policy knows entries by identity only; it never looks inside one. `touch` is
+the one method on the path of a hit, and must run no Python code of its own.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar, final
+
+__all__ = ["LeastRecentlyUsed"]
+
+E = TypeVar("E")
+
+
+@final
+class LeastRecentlyUsed(Generic[E]):
+    """Exact LRU: an OrderedDict hashed by identity.
+
+    `touch` is the C method `move_to_end` itself: atomic under the GIL, and a
+    KeyError for an entry that another thread has just removed.
+
+    Complexity: O(1) each.
+    """
+
+    __slots__ = ("_order", "touch")
+
+    def __init__(self) -> None:
+        self._order: OrderedDict[E, None] = OrderedDict()  # bounded by the store's entries
+        self.touch: Callable[[E], None] = self._order.move_to_end
+
+    def add(self, entry: E) -> None:
+        """Take *entry* in as the most recently used one."""
+        self._order[entry] = None
+
+    def discard(self, entry: E) -> None:
+        """Forget *entry*."""
+        self._order.pop(entry, None)
+
+    def victim(self) -> E | None:
+        """Return the entry that should leave next, without removing it."""
+        return next(iter(self._order), None)
+
+    def newest(self) -> Iterator[E]:
+        """Yield the entries, the most recently used one first."""
+        return reversed(self._order)
+
+    def spoils(self) -> OrderedDict[E, None]:
+        """Return the container itself, to be emptied in slices once this order is replaced."""
+        return self._order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __contains__(self, entry: object) -> bool:
+        return entry in self._order

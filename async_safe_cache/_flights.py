@@ -1,0 +1,365 @@
+"""Single flight: many callers of one key, one running load.
+
+A *flight* is one running load of one key. The registry maps a key to the
+flight that callers may join **now**:
+
+    join   the registry holds a running flight -> wait with a waiter of your own
+    fence  an invalidation takes it out        -> it answers its waiters, nothing is stored
+    land   the registry holds *this* flight    -> take it out, store; otherwise only answer
+    leave  the last waiter is gone             -> cancel it; it stays registered while it
+                                                  cleans up, and nobody may join it
+
+A waiter belongs to one caller: an asyncio future of the caller's own loop, or a
+`ThreadWaiter`. It receives one `Outcome`, and the caller raises from it, so no
+future ever carries an exception that somebody must retrieve.
+
+The methods marked *locked* are called with the owner's lock held; they decide
+and return what is to be done outside. Nothing here awaits.
+
+Source: golang.org/x/sync/singleflight (`if g.m[key] == c` before delete).
+"""
+
+import asyncio
+import threading
+from collections.abc import Hashable, Iterable
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Final, NoReturn, final
+
+__all__ = [
+    "Failure",
+    "Flight",
+    "Flights",
+    "Outcome",
+    "ThreadWaiter",
+    "Waiter",
+    "current_flight",
+    "running_loop",
+    "wake",
+]
+
+Loop = asyncio.AbstractEventLoop
+
+_set_traceback: Final = BaseException.with_traceback
+# The descriptors themselves: a class may forbid setting attributes on its exceptions.
+_context: Final = BaseException.__dict__["__context__"]
+_cause: Final = BaseException.__dict__["__cause__"]
+_suppress: Final = BaseException.__dict__["__suppress_context__"]
+
+
+@final
+class Failure:
+    """An exception as it was when its load ended; raised once per waiter.
+
+    The object is the loader's own. Each raise first restores what Python adds
+    to a raised exception, so nothing grows and no caller's frames reach another.
+    """
+
+    __slots__ = ("_cause", "_context", "_suppress", "_traceback", "error")
+
+    def __init__(self, error: BaseException, traceback: TracebackType | None) -> None:
+        self.error = error
+        self._traceback = traceback
+        self._context = error.__context__
+        self._cause = error.__cause__
+        self._suppress = error.__suppress_context__
+        _set_traceback(error, traceback)
+
+    def throw(self) -> NoReturn:
+        """Raise the exception."""
+        error = self.error
+        _set_traceback(error, self._traceback)
+        _context.__set__(error, self._context)
+        _cause.__set__(error, self._cause)
+        _suppress.__set__(error, self._suppress)
+        try:
+            raise error
+        finally:
+            # This frame becomes part of the traceback: it must not hold what holds the traceback.
+            del self, error
+
+    def remembered(self) -> "Failure":
+        """Return the same failure without frames, to be kept for a while."""
+        copy = object.__new__(Failure)
+        copy.error = self.error
+        copy._traceback = copy._context = copy._cause = None
+        copy._suppress = False
+        return copy
+
+
+@final
+class Outcome:
+    """What a flight ended with: a value, or a failure; and when, by the cache's clock."""
+
+    __slots__ = ("ended", "failure", "value")
+
+    def __init__(self, value: object, failure: Failure | None, ended: float) -> None:
+        self.value = value
+        self.failure = failure
+        self.ended = ended
+
+
+@final
+class ThreadWaiter:
+    """Waits in a thread, as a future waits in a loop."""
+
+    __slots__ = ("_lock", "outcome")
+
+    def __init__(self) -> None:
+        self.outcome: Outcome | None = None
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wait(self, timeout: float = -1) -> bool:
+        """Block until woken; False when *timeout* seconds passed first."""
+        return self._lock.acquire(timeout=timeout)
+
+    def set(self, outcome: Outcome | None) -> None:
+        """Wake the thread, once."""
+        self.outcome = outcome
+        self._lock.release()
+
+
+Waiter = asyncio.Future[Outcome | None] | ThreadWaiter
+
+
+@final
+class Flight:
+    """One running load.
+
+    Attributes:
+        key: What it is registered under.
+        name: Of the function or cache, for messages.
+        keep: Whether it goes on when its last waiter leaves.
+        waiters: Who waits for the outcome, and in which loop. Bounded by the callers.
+        watchers: Who waits for the clean-up. Bounded by the callers.
+        waits_on: Flights that this load waits for itself, by waiter.
+        fenced: An invalidation came; the result must not be stored.
+        cancelling: It is being cancelled; nobody may join.
+        done: It answered, or was given up.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "cancelling",
+        "done",
+        "fenced",
+        "keep",
+        "key",
+        "loop",
+        "name",
+        "task",
+        "thread",
+        "waiters",
+        "waits_on",
+        "watchers",
+    )
+
+    def __init__(self, key: Hashable, name: str, loop: Loop | None, *, keep: bool) -> None:
+        self.key = key
+        self.name = name
+        self.loop = loop
+        self.keep = keep
+        self.task: asyncio.Task[None] | None = None
+        self.thread: int | None = None
+        self.waiters: dict[Waiter, Loop | None] = {}
+        self.watchers: dict[Waiter, Loop | None] = {}
+        self.waits_on: dict[Waiter, Flight] = {}
+        self.fenced = False
+        self.cancelling = False
+        self.done = False
+
+    def __repr__(self) -> str:
+        states = ("done", "cancelling", "fenced")
+        state = next((state for state in states if getattr(self, state)), "running")
+        return f"<Flight of {self.name}, {state}, {len(self.waiters)} waiters>"
+
+    def cancel(self) -> None:
+        """Ask the load's task to end; from any thread, outside the lock."""
+        task, loop = self.task, self.loop
+        if task is None or loop is None:
+            return
+        if loop is running_loop():
+            task.cancel()
+            return
+        try:
+            loop.call_soon_threadsafe(task.cancel)
+        except RuntimeError:
+            pass  # its loop is closed: the task can never run again
+
+
+current_flight: ContextVar[Flight | None] = ContextVar("async_safe_cache_flight", default=None)
+"""The load that this code is part of, inherited by the tasks it starts."""
+
+
+@final
+class Flights:
+    """The futures registry of one cache. Complexity: O(1) each, unless said otherwise."""
+
+    def __init__(self) -> None:
+        self._registry: dict[Hashable, Flight] = {}  # bounded by the running loads
+        self.running: dict[Flight, None] = {}  # every load not ended, fenced ones too
+        self.overlapping = 0
+
+    def get(self, key: Hashable) -> Flight | None:
+        """Locked. Return the flight registered for *key*, which may be cancelling."""
+        flight = self._registry.get(key)
+        if flight is not None and flight.loop is not None and flight.loop.is_closed():
+            # Its loop died without ending its tasks: nobody will ever hear from it.
+            del self._registry[key]
+            self.running.pop(flight, None)
+            flight.done = True
+            return None
+        return flight
+
+    def open(self, key: Hashable, name: str, loop: Loop | None, *, keep: bool) -> Flight:
+        """Locked. Register a new flight; none may be registered for *key*."""
+        flight = self._registry[key] = Flight(key, name, loop, keep=keep)
+        self.running[flight] = None
+        return flight
+
+    def join(self, flight: Flight, waiter: Waiter, loop: Loop | None) -> None:
+        """Locked. Add *waiter* to those who get the outcome."""
+        flight.waiters[waiter] = loop
+
+    def watch(self, flight: Flight, waiter: Waiter, loop: Loop | None) -> None:
+        """Locked. Add *waiter* to those who wait until *flight* is out of the way."""
+        flight.watchers[waiter] = loop
+
+    def leave(self, flight: Flight, waiter: Waiter) -> Flight | None:
+        """Locked. Take *waiter* out; return the flight if it must now be cancelled."""
+        flight.watchers.pop(waiter, None)
+        if flight.waiters.pop(waiter, flight) is flight or flight.waiters or flight.done:
+            return None
+        if flight.cancelling or (flight.keep and not flight.fenced):
+            return None
+        flight.cancelling = flight.task is not None
+        return flight
+
+    def fence(self, key: Hashable) -> tuple[bool, Flight | None]:
+        """Locked. Shut out the load of *key*.
+
+        Returns whether there was one, and the flight if nobody waits for it
+        any more, to be cancelled. One that is being cancelled stays: it stores
+        nothing, and newcomers must wait for its clean-up.
+        """
+        flight = self._registry.get(key)
+        if flight is None or flight.cancelling:
+            return False, None
+        del self._registry[key]
+        flight.fenced = True
+        if flight.waiters or flight.task is None:
+            return True, None
+        flight.cancelling = True
+        return True, flight
+
+    def keys(self) -> list[Hashable]:
+        """Locked. Return the keys with a registered flight. O(flights)."""
+        return list(self._registry)
+
+    def land(self, flight: Flight) -> bool:
+        """Locked. Tell whether the result of *flight* may be stored."""
+        mine = self._registry.get(flight.key) is flight
+        return mine and not flight.fenced and not flight.cancelling and not flight.done
+
+    def end(self, flight: Flight) -> dict[Waiter, Loop | None]:
+        """Locked. Take *flight* out for good; return everybody to be woken."""
+        if self._registry.get(flight.key) is flight:
+            del self._registry[flight.key]
+        self.running.pop(flight, None)
+        flight.done = True
+        waiting = flight.waiters | flight.watchers
+        flight.waiters, flight.watchers = {}, {}
+        return waiting
+
+    def give_up(self, flight: Flight) -> dict[Waiter, Loop | None]:
+        """Locked. Let others load beside *flight*, whose clean-up takes too long.
+
+        Returns its watchers, to be woken; empty when somebody was faster.
+        """
+        if self._registry.get(flight.key) is not flight:
+            return {}
+        del self._registry[flight.key]
+        self.overlapping += 1
+        watchers, flight.watchers = flight.watchers, {}
+        return watchers
+
+    def dismiss(self, flight: Flight) -> dict[Waiter, Loop | None]:
+        """Locked. Answer its waiters at once and let *flight* be cancelled; it is no longer joinable.
+
+        It counts as running until its task has ended.
+        """
+        if self._registry.get(flight.key) is flight:
+            del self._registry[flight.key]
+        flight.cancelling = True
+        waiting = flight.waiters
+        flight.waiters = {}
+        return waiting
+
+    def cycle(self, current: Flight | None, target: Flight) -> tuple[str, ...]:
+        """Locked. Return the names of the cycle that waiting for *target* would close.
+
+        Complexity: O(loads that *target* waits for, directly or not).
+        """
+        if current is None or current.done:
+            return ()
+        if current is target:
+            return (current.name, target.name)
+        paths: list[tuple[Flight, tuple[str, ...]]] = [(target, (current.name, target.name))]
+        seen = {target}
+        while paths:
+            flight, names = paths.pop()
+            for waited in tuple(flight.waits_on.values()):
+                if waited is current:
+                    return (*names, current.name)
+                if waited not in seen and not waited.done:
+                    seen.add(waited)
+                    paths.append((waited, (*names, waited.name)))
+        return ()
+
+    def check(self) -> None:
+        """Locked. Raise AssertionError unless the registry is sound. O(flights)."""
+        for key, flight in self._registry.items():
+            sound = flight.key == key and not flight.done and not flight.fenced
+            if not sound or flight not in self.running:
+                raise AssertionError(f"broken invariant of the flights: {flight} is registered")
+        for flight in self.running:
+            abandoned = not (flight.waiters or flight.cancelling or flight.keep)
+            if flight.done or (abandoned and flight.task is not None):
+                raise AssertionError(f"broken invariant of the flights: {flight} is running")
+
+
+def running_loop() -> Loop | None:
+    """Return the loop that runs in this thread, if one does."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _resolve(waiters: Iterable["asyncio.Future[Outcome | None]"], outcome: Outcome | None) -> None:
+    for waiter in waiters:
+        if not waiter.done():  # else: its caller was cancelled a moment ago
+            waiter.set_result(outcome)
+
+
+def wake(waiting: dict[Waiter, Loop | None], outcome: Outcome | None) -> None:
+    """Hand *outcome* to every waiter, in its own loop or thread; outside the lock."""
+    if not waiting:
+        return
+    here = running_loop()
+    near: list[asyncio.Future[Outcome | None]] = []
+    far: dict[Loop, list[asyncio.Future[Outcome | None]]] = {}
+    for waiter, loop in waiting.items():
+        if isinstance(waiter, ThreadWaiter):
+            waiter.set(outcome)
+        elif loop is here or loop is None:
+            near.append(waiter)
+        else:
+            far.setdefault(loop, []).append(waiter)
+    _resolve(near, outcome)
+    for loop, waiters in far.items():
+        try:
+            loop.call_soon_threadsafe(_resolve, waiters, outcome)
+        except RuntimeError:
+            pass  # that loop is closed: nobody waits there any more

@@ -1,0 +1,232 @@
+"""A decorated function: its name, its namespaces, its way from a call to a key.
+
+A plain function has one namespace; a method has one per instance, found by
+identity and held weakly: the entry proves it (`owner() is instance`), so an id
+used again for another object finds nothing.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, final
+from weakref import ref
+
+from ._keys import DataKey, call_key, canonical
+from ._store import Counters, Namespace, Store
+from .errors import UnsupportedKeyError
+from .options import CacheOptions
+
+__all__ = ["ATTRIBUTE", "CachedFunction", "Later", "Roster", "function_of"]
+
+Later = Callable[[list[object]], object]
+"""A clean-up that the next write does; what it drops goes into the list."""
+
+ATTRIBUTE = "__async_safe_cache__"
+"""Where a wrapper keeps its `CachedFunction`."""
+
+
+@final
+class CachedFunction:
+    """What the cache knows about one decorated function.
+
+    Attributes:
+        name: Prefix, or module and qualified name.
+        explicit: Whether the name is a prefix that the user chose.
+        instances: Namespaces of a method by id of their owner; bounded by the
+            live instances.
+        closed: `cache_close` was called.
+    """
+
+    __slots__ = (
+        "bind",
+        "closed",
+        "counters",
+        "explicit",
+        "forgotten",
+        "identity",
+        "instances",
+        "invoke",
+        "is_async",
+        "is_method",
+        "collected",
+        "key_function",
+        "name",
+        "options",
+        "parameters",
+        "space",
+        "store",
+    )
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        explicit: bool,
+        identity: tuple[str, str, object],
+        store: Store,
+        later: "deque[Later]",
+        drop: Callable[[Namespace, list[object]], object],
+        parameters: tuple[str, ...],
+        is_async: bool,
+        is_method: bool,
+        has_key: bool,
+        options: CacheOptions,
+    ) -> None:
+        self.name = name
+        self.explicit = explicit
+        self.identity = identity
+        self.store = store
+        self.parameters = parameters
+        self.is_async = is_async
+        self.is_method = is_method and not has_key
+        self.key_function: Callable[[tuple[Any, ...]], object] | None = None
+        self.options = options
+        self.counters = Counters()
+        self.space = Namespace(store, name, self.counters)
+        self.instances: dict[int, Namespace] = {}
+        self.closed = False
+        self.forgotten = (0, 0)
+        # A collected instance is cleaned up by the next write, outside the callback.
+        self.collected = partial(_collected, self.instances, later, drop)
+        self.bind: Callable[..., tuple[Any, ...]]
+        self.invoke: Callable[[tuple[Any, ...]], Any]
+
+    def info(self) -> tuple[int, int]:
+        """Return hits, joins included, and misses, as functools counts them."""
+        counts = self.counters
+        return (
+            counts.hits + counts.coalesced - self.forgotten[0],
+            counts.misses - self.forgotten[1],
+        )
+
+    def forget_info(self) -> None:
+        """Let `info` count from 0 again; the cache's own counters go on."""
+        self.forgotten = (0, 0)
+        self.forgotten = self.info()
+
+    def space_of(self, instance: object) -> Namespace:
+        """Return the namespace of *instance*, a new one if it has none."""
+        space = self.instances.get(id(instance))
+        if space is not None and space.owner is not None and space.owner() is instance:
+            return space
+        try:
+            owner = ref(instance, partial(self.collected, id(instance)))
+        except TypeError:
+            raise UnsupportedKeyError(
+                self.parameters[0],
+                type(instance).__name__,
+                "the instance of a cached method must allow weak references: "
+                "add '__weakref__' to its __slots__",
+            ) from None
+        with self.store.lock:
+            space = self.instances.get(id(instance))
+            if space is None or space.owner is None or space.owner() is not instance:
+                space = Namespace(self.store, self.name, self.counters, owner)
+                self.instances[id(instance)] = space
+        return space
+
+    def address(self, values: tuple[Any, ...]) -> tuple[Namespace, DataKey, object]:
+        """Return where a call with these normalised *values* is stored.
+
+        Raises:
+            UnsupportedKeyError: An argument cannot be part of a key.
+            Exception: Whatever `key=` raised.
+        """
+        if self.key_function is not None:
+            key = canonical(self.key_function(values), f"key= of {self.name}", raw=True)
+            return self.space, key, None
+        if self.is_method:
+            key, kind = call_key(values[1:], self.parameters[1:])
+            return self.space_of(values[0]), key, kind
+        key, kind = call_key(values, self.parameters)
+        return self.space, key, kind
+
+    def spaces(self) -> Iterable[Namespace]:
+        """Return all namespaces of the function."""
+        return (self.space, *tuple(self.instances.values()))
+
+
+class Roster:
+    """The decorated functions of one cache that are alive, by name.
+
+    Holds them weakly: a cache keeps no function, and so no closure, alive.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[str, list[ref[Any]]] = {}  # bounded by the live functions
+
+    def add(
+        self, function: CachedFunction, wrapper: Any, gone: Callable[["ref[Any]"], object]
+    ) -> list[CachedFunction]:
+        """Take *function* in; return those that it replaces.
+
+        A function of the same module and qualified name but with another code
+        object is a newer version: a reload, or a notebook cell run again.
+
+        Raises:
+            ValueError: Another live function has the same explicit prefix.
+        """
+        living = self._living(function.name)
+        module, qualname, code = function.identity
+        older = [
+            each
+            for each in living
+            if each.identity[:2] == (module, qualname) and each.identity[2] is not code
+        ]
+        others = [each for each in living if each not in older and each.explicit]
+        if function.explicit and others:
+            first = ".".join(others[0].identity[:2])
+            raise ValueError(
+                f"prefix={function.name!r} names the entries of {first} already and cannot name "
+                f"those of {module}.{qualname} too: give each function a prefix of its own"
+            )
+        keep = [
+            each
+            for each in self._names.get(function.name, ())
+            if (known := each()) is not None and getattr(known, ATTRIBUTE) not in older
+        ]
+        self._names[function.name] = [*keep, ref(wrapper, gone)]
+        return older
+
+    def _living(self, name: str) -> list[CachedFunction]:
+        wrappers = [each() for each in self._names.get(name, ())]
+        return [getattr(each, ATTRIBUTE) for each in wrappers if each is not None]
+
+    def discard(self, name: str, wrapper: "ref[Any]") -> None:
+        """Forget a function that is gone."""
+        left = [each for each in self._names.get(name, ()) if each is not wrapper]
+        if left:
+            self._names[name] = left
+        else:
+            self._names.pop(name, None)
+
+
+def _collected(
+    instances: dict[int, Namespace],
+    later: "deque[Later]",
+    drop: Callable[[Namespace, list[object]], object],
+    number: int,
+    owner: "ref[object]",
+) -> None:
+    def clean_up(dropped: list[object]) -> None:
+        space = instances.get(number)
+        if space is not None and space.owner is owner:
+            del instances[number]
+            drop(space, dropped)
+
+    later.append(clean_up)
+
+
+def function_of(fn: object) -> tuple[CachedFunction, tuple[object, ...]]:
+    """Return what is known of the decorated *fn*, and its instance if it is bound.
+
+    Raises:
+        TypeError: *fn* is not a decorated function.
+    """
+    function = getattr(fn, ATTRIBUTE, None)
+    if not isinstance(function, CachedFunction):
+        raise TypeError(
+            f"{getattr(fn, '__qualname__', type(fn).__name__)} is not decorated with race_safe_cached"
+        )
+    instance = getattr(fn, "__self__", None)
+    return function, () if instance is None else (instance,)

@@ -1,0 +1,368 @@
+"""The store: entries in namespaces, bounded, with one door in and one door out.
+
+Synchronous and without a lock of its own user code could meet: every method
+but `touch` and the lookups of `Namespace.data` is called with `Store.lock`
+held, awaits nothing and runs no user code. What it removes it appends to the
+caller's `dropped` list, which dies after the lock was released: a value's
+`__del__` is user code too.
+
+    put     retire old -> free what is due -> evict until it fits -> publish
+    remove  only if the namespace still holds *this* entry
+
+`bytes` is changed in `_link` and `_unlink` only. A reader without the lock (a
+hit) relies on the GIL and on that order: an entry is complete before it is
+published and is never changed into another one afterwards.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Collection
+from itertools import islice
+from math import inf
+from typing import Final, final
+from weakref import ref
+
+from ._eviction import LeastRecentlyUsed
+from ._expiry import ExpiryIndex
+from ._keys import DataKey, digest
+from ._removals import MOST, RemovalRecord
+from .outcomes import MissReason, RemovalCause
+
+__all__ = ["ENTRY_OVERHEAD", "Counters", "Entry", "Namespace", "Store"]
+
+ENTRY_OVERHEAD: Final = 608
+"""Bytes of the library's own per entry: its slots, its places in the dict of its
+namespace, in the recency order and in the expiry index, and one removal record."""
+
+PER_WRITE: Final = 4
+"""Due entries that one write frees on its way."""
+
+SMALL_KEY: Final = 128
+
+_REASON_OF: Final = {
+    RemovalCause.EXPIRED: MissReason.EXPIRED,
+    RemovalCause.EVICTED: MissReason.EVICTED,
+    RemovalCause.DELETED: MissReason.DELETED,
+    RemovalCause.CLEARED: MissReason.CLEARED,
+    RemovalCause.REJECTED: MissReason.REJECTED,
+}
+
+
+@final
+class Counters:
+    """What is counted per function.
+
+    `hits` grows without the lock: `x.hits += 1` on a slot is one step under the
+    GIL, because CPython changes threads at calls and backward jumps only. The
+    others grow under the store's lock.
+    """
+
+    __slots__ = ("coalesced", "hits", "load_errors", "loads", "misses")
+
+    def __init__(self) -> None:
+        self.hits = 0
+        self.misses = 0
+        self.coalesced = 0
+        self.loads = 0
+        self.load_errors = 0
+
+    def add(self, other: "Counters") -> None:
+        """Add the counts of *other*."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+@final
+class Namespace:
+    """The entries of one function, of one instance of a method, or of all raw keys."""
+
+    __slots__ = ("__weakref__", "counters", "data", "name", "owner", "store")
+
+    def __init__(
+        self, store: "Store", name: str, counters: Counters, owner: "ref[object] | None" = None
+    ) -> None:
+        self.store = store
+        self.name = name
+        self.counters = counters
+        self.owner = owner
+        self.data: dict[DataKey, Entry] = {}  # bounded by the store
+
+
+@final
+class Entry:
+    """One stored value. Only `deadline` changes after it was published."""
+
+    __slots__ = ("born", "deadline", "generation", "key", "kind", "space", "value", "weight")
+
+    def __init__(
+        self,
+        space: Namespace,
+        key: DataKey,
+        kind: object,
+        value: object,
+        weight: int,
+        born: float,
+        deadline: float,
+        generation: int,
+    ) -> None:
+        self.space = space
+        self.key = key
+        self.kind = kind
+        self.value = value
+        self.weight = weight
+        self.born = born
+        self.deadline = deadline
+        self.generation = generation
+
+
+def _is_small(key: DataKey) -> bool:
+    """Tell whether a removal record may hold *key* itself."""
+    if isinstance(key, (str, bytes)):
+        return len(key) <= SMALL_KEY
+    if isinstance(key, int):
+        return key.bit_length() <= 8 * SMALL_KEY
+    if isinstance(key, tuple):
+        return len(key) <= 8 and all(_is_small(part) for part in key)
+    return key is None or isinstance(key, (type, float))
+
+
+def _mark(space: Namespace, key: DataKey) -> tuple[Namespace, object]:
+    """Return what a removal record knows *key* by: itself, or its digest when large."""
+    return space, key if _is_small(key) else digest(key)
+
+
+@final
+class Store:
+    """All entries of one cache.
+
+    Complexity: every operation O(1) amortised, plus what it evicts or frees;
+    `clear` O(namespaces + removal records); `check` O(entries).
+    """
+
+    def __init__(self, max_entries: int | None, max_bytes: int | None) -> None:
+        # Re-entrant: the collector may run a finaliser that calls the cache
+        # back in the middle of a write; see AsyncSafeCache._guarded.
+        self.lock = threading.RLock()
+        self.max_entries: float = inf if max_entries is None else max_entries
+        self.max_bytes: float = inf if max_bytes is None else max_bytes
+        self.order: LeastRecentlyUsed[Entry] = LeastRecentlyUsed()
+        self.bytes = 0
+        self.generation = 0
+        self.rejected = 0
+        self.removals: Counter[RemovalCause] = Counter()  # bounded by RemovalCause
+        self.evictions = {"max_entries": 0, "max_memory_bytes": 0}
+        self._expiry: ExpiryIndex[Entry] = ExpiryIndex()
+        self._record = RemovalRecord()
+        self._occupied: dict[Namespace, None] = {}  # those with entries: bounded by them
+
+    # -- reading
+
+    def find(self, space: Namespace, key: DataKey, now: float) -> Entry | None:
+        """Return the fresh entry of *key*, as the most recently used one."""
+        entry = space.data.get(key)
+        if entry is None or entry.deadline <= now:
+            return None
+        self.order.touch(entry)
+        return entry
+
+    def reason(self, space: Namespace, key: DataKey) -> MissReason:
+        """Return why *key* has no fresh entry."""
+        if key in space.data:
+            return MissReason.EXPIRED
+        return self._record.reason(_mark(space, key))
+
+    def live(self, now: float) -> int:
+        """Return the number of entries that are not expired."""
+        return len(self.order) - self._expiry.count_due(now)
+
+    # -- writing
+
+    def put(
+        self,
+        space: Namespace,
+        key: DataKey,
+        kind: object,
+        value: object,
+        weight: int,
+        ttl: float | None,
+        now: float,
+        dropped: list[object],
+    ) -> bool:
+        """Store *value* of *weight* bytes (key and overhead included); False if it cannot fit.
+
+        A value that cannot fit removes the older one of its key: what it
+        replaced is not true any more.
+        """
+        self.generation += 1
+        old = space.data.get(key)
+        if weight > self.max_bytes or self.max_entries < 1:
+            if old is not None:
+                self._unlink(old, RemovalCause.REJECTED, dropped)
+            self.reject(space, key)
+            return False
+        if old is not None:
+            expired = old.deadline <= now
+            self._unlink(
+                old, RemovalCause.EXPIRED if expired else RemovalCause.REPLACED, dropped
+            )
+        self.free(now, PER_WRITE, dropped)
+        self._make_room(weight, now, dropped)
+        deadline = inf if ttl is None else now + ttl
+        self._link(Entry(space, key, kind, value, weight, now, deadline, self.generation))
+        return True
+
+    def reject(self, space: Namespace, key: DataKey) -> None:
+        """Remember that a value of *key* was returned and not stored."""
+        self.rejected += 1
+        self._record.add(_mark(space, key), MissReason.REJECTED, len(self.order))
+
+    def remove(
+        self,
+        space: Namespace,
+        key: DataKey,
+        cause: RemovalCause,
+        now: float,
+        dropped: list[object],
+        *,
+        fenced: bool = False,
+    ) -> bool:
+        """Remove the entry of *key*; tell whether there was a fresh one.
+
+        With *fenced*, a load of *key* was just shut out: the cause is
+        remembered even if there was no entry.
+        """
+        self.generation += 1
+        self.free(now, PER_WRITE, dropped)
+        entry = space.data.get(key)
+        if entry is not None:
+            fresh = entry.deadline > now
+            self._unlink(entry, cause if fresh or fenced else RemovalCause.EXPIRED, dropped)
+            return fresh
+        if fenced:
+            self._record.add(_mark(space, key), _REASON_OF[cause], len(self.order))
+        return False
+
+    def retime(self, entry: Entry, ttl: float | None, now: float) -> None:
+        """Give a fresh *entry* a new time to live from now, as its latest use."""
+        self.generation += 1
+        self._expiry.discard(entry)
+        entry.deadline = inf if ttl is None else now + ttl
+        if ttl is not None:
+            self._expiry.add(entry)
+        self.order.touch(entry)
+
+    def free(self, now: float, limit: int, dropped: list[object]) -> int:
+        """Remove up to *limit* entries that are due; return how many."""
+        freed = 0
+        while freed < limit:
+            due = self._expiry.due(now, limit - freed)
+            if not due:
+                break
+            for entry in due:
+                self._unlink(entry, RemovalCause.EXPIRED, dropped)
+            freed += len(due)
+        return freed
+
+    def clear_space(self, space: Namespace, cause: RemovalCause, dropped: list[object]) -> int:
+        """Remove every entry of *space*."""
+        self.generation += 1
+        entries = list(space.data.values())
+        for entry in entries:
+            self._unlink(entry, cause, dropped)
+        return len(entries)
+
+    def clear(self) -> list[Collection[object]]:
+        """Remove everything; return the old containers, to be emptied in slices."""
+        self.generation += 1
+        held = len(self.order)
+        for entry in reversed(list(islice(self.order.newest(), MOST))):
+            self._record.add(_mark(entry.space, entry.key), MissReason.CLEARED, held)
+        wreck: list[Collection[object]] = [*self._expiry.spoils(), self.order.spoils()]
+        for space in self._occupied:
+            wreck.append(space.data)
+            space.data = {}
+        self._occupied = {}
+        self.order = LeastRecentlyUsed()
+        self._expiry = ExpiryIndex()
+        self.removals[RemovalCause.CLEARED] += held
+        self.bytes = 0
+        return wreck
+
+    def forget_removals(self) -> None:
+        """Drop every removal record."""
+        self._record.forget()
+
+    # -- the two doors
+
+    def _link(self, entry: Entry) -> None:
+        self.bytes += entry.weight
+        self.order.add(entry)
+        if entry.deadline != inf:
+            self._expiry.add(entry)
+        self._occupied[entry.space] = None
+        entry.space.data[entry.key] = entry  # last: from here on a hit may find it
+
+    def _unlink(self, entry: Entry, cause: RemovalCause, dropped: list[object]) -> None:
+        space = entry.space
+        if space.data.get(entry.key) is not entry:
+            return
+        held = len(self.order)
+        del space.data[entry.key]  # first: from here on no hit finds it
+        if not space.data:
+            del self._occupied[space]
+        self.order.discard(entry)
+        self._expiry.discard(entry)
+        self.bytes -= entry.weight
+        self.removals[cause] += 1
+        reason = _REASON_OF.get(cause)
+        if reason is not None:
+            self._record.add(_mark(space, entry.key), reason, held)
+        dropped.append(entry)
+
+    def _make_room(self, weight: int, now: float, dropped: list[object]) -> None:
+        """Free what is due, then evict, until one entry of *weight* fits."""
+        while True:
+            over_bytes = self.bytes + weight > self.max_bytes
+            if not over_bytes and len(self.order) < self.max_entries:
+                return
+            if self.free(now, 1, dropped):
+                continue
+            victim = self.order.victim()
+            if victim is None:
+                return
+            self.evictions["max_memory_bytes" if over_bytes else "max_entries"] += 1
+            self._unlink(victim, RemovalCause.EVICTED, dropped)
+
+    # -- proof
+
+    def check(self) -> None:
+        """Recompute every invariant from scratch; raise AssertionError at the first broken one."""
+        entries = list(self.order.newest())
+        _claim(sum(entry.weight for entry in entries) == self.bytes, "bytes = sum of weights")
+        _claim(self.bytes <= self.max_bytes, "bytes within the bound")
+        _claim(len(entries) <= self.max_entries, "entries within the bound")
+        _claim(
+            all(entry.space.data.get(entry.key) is entry for entry in entries),
+            "every ordered entry is in its namespace under its key",
+        )
+        _claim(
+            sum(len(space.data) for space in self._occupied) == len(entries),
+            "every entry of a namespace is ordered",
+        )
+        _claim(all(space.data for space in self._occupied), "no occupied namespace is empty")
+        _claim(
+            {space for space in self._occupied} == {entry.space for entry in entries},
+            "the occupied namespaces are those of the entries",
+        )
+        _claim(
+            set(self._expiry) == {entry for entry in entries if entry.deadline != inf},
+            "the expiry index holds exactly the entries with a deadline",
+        )
+        self._expiry.check()
+        _claim(all(entry.generation <= self.generation for entry in entries), "generations grow")
+        _claim(len(self._record) <= MOST, "removal records within their bound")
+
+
+def _claim(holds: bool, invariant: str) -> None:
+    if not holds:
+        raise AssertionError(f"broken invariant of the store: {invariant}")

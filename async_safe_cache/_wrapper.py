@@ -1,0 +1,186 @@
+"""One wrapper per function, compiled from its signature, as dataclasses do.
+
+The interpreter itself binds the arguments and fills in the defaults, so equal
+calls meet in one key and nothing is packed on a hit. The source is built from
+the names of parameters alone (identifiers already); everything else reaches it
+as an object in its globals. Equal signatures share one code object.
+
+    bind(a, b=..)       -> (a, b)    the values of a call, normalised
+    invoke(f, values)   -> f(a, b)   the call itself
+    wrapper(a, b=..)    the fast lookup, then `miss(values)`
+
+The fast lookup tests nothing but the arguments' types and the deadline:
+everything exceptional is done by making it miss. It takes no lock; that a dict
+read, `touch` and `hits += 1` are single steps rests on the GIL.
+"""
+
+import inspect
+import linecache
+from collections.abc import Callable
+from functools import lru_cache
+from keyword import iskeyword
+from types import CodeType
+from typing import Any, Final, NamedTuple, final
+
+__all__ = ["Compiled", "Parameters", "compile_wrapper"]
+
+PREFIX: Final = "_asc_"
+
+# Every name but the parameters has the prefix: nothing shadows a parameter.
+_FAST: Final = """\
+    try:
+{lookup}
+    except _asc_Exception:
+        _asc_entry = None  # an argument's own __hash__ or __eq__ failed
+    if _asc_entry is not None and {same} and _asc_clock() < _asc_entry.deadline:
+        try:
+            _asc_store.order.touch(_asc_entry)
+        except _asc_KeyError:
+            pass  # removed by another thread a moment ago: it was there when we looked
+        _asc_counters.hits += 1
+        return _asc_entry.value
+"""
+
+_FUNCTION: Final = """\
+        _asc_entry = _asc_space.data.get({key})"""
+
+_METHOD: Final = """\
+        _asc_space = _asc_instances.get(_asc_id({first}))
+        if _asc_space is not None and _asc_space.owner() is {first}:
+            _asc_entry = _asc_space.data.get({key})
+        else:
+            _asc_entry = None"""
+
+_SOURCE: Final = """\
+def bind({head}):
+    return ({values})
+
+def invoke(f, v):
+    return f({call})
+
+{async_}def wrapper({head}):
+{fast}    return {await_}_asc_miss(({values}))
+"""
+
+
+class Parameters(NamedTuple):
+    """The parameters of a function as the templates need them.
+
+    Attributes:
+        names: All of them, in order.
+        head: For `def`: with markers for defaults, `/` and `*`.
+        call: For the original, from a tuple `v` of values.
+        plain: No *args and no **kwargs: the fast lookup applies.
+        defaults: Default values by parameter.
+    """
+
+    names: tuple[str, ...]
+    head: str
+    call: str
+    plain: bool
+    defaults: tuple[tuple[str, object], ...]
+
+
+@final
+class Compiled(NamedTuple):
+    """What was compiled for one function."""
+
+    wrapper: Callable[..., Any]
+    bind: Callable[..., tuple[Any, ...]]
+    invoke: Callable[[Callable[..., Any], tuple[Any, ...]], Any]
+    source: str
+
+
+def parameters(signature: inspect.Signature) -> Parameters:
+    """Return *signature* as the templates need it."""
+    kinds = inspect.Parameter
+    head: list[str] = []
+    call: list[str] = []
+    defaults: list[tuple[str, object]] = []
+    plain = True
+    before: inspect.Parameter | None = None
+    for place, each in enumerate(signature.parameters.values()):
+        if not each.name.isidentifier() or iskeyword(each.name):
+            raise TypeError(f"the parameter {each.name!r} is no identifier")
+        if before is not None and before.kind is kinds.POSITIONAL_ONLY != each.kind:
+            head.append("/")
+        starless = before is None or before.kind not in (kinds.VAR_POSITIONAL, kinds.KEYWORD_ONLY)
+        if each.kind is kinds.KEYWORD_ONLY and starless:
+            head.append("*")
+        stars = {kinds.VAR_POSITIONAL: "*", kinds.VAR_KEYWORD: "**"}.get(each.kind, "")
+        plain = plain and not stars
+        default = "" if each.default is each.empty else f"={PREFIX}default_{place}"
+        if default:
+            defaults.append((default[1:], each.default))
+        head.append(f"{stars}{each.name}{default}")
+        named = f"{each.name}=" if each.kind is kinds.KEYWORD_ONLY else ""
+        call.append(f"{stars}{named}v[{place}]")
+        before = each
+    if before is not None and before.kind is kinds.POSITIONAL_ONLY:
+        head.append("/")
+    names = tuple(signature.parameters)
+    return Parameters(names, ", ".join(head), ", ".join(call), plain, tuple(defaults))
+
+
+def _source(form: Parameters, *, is_async: bool, method: bool, fast: bool) -> str:
+    """Return the source of the three functions."""
+    own = form.names[1:] if method else form.names
+    if len(own) == 1:
+        key, same = own[0], f"_asc_type({own[0]}) is _asc_entry.kind"
+    else:
+        key = f"({''.join(f'{name}, ' for name in own)})"
+        same = f"({''.join(f'_asc_type({name}), ' for name in own)}) == _asc_entry.kind"
+    lookup = (_METHOD if method else _FUNCTION).format(key=key, first=form.names[:1] and form.names[0])
+    return _SOURCE.format(
+        head=form.head,
+        call=form.call,
+        values="".join(f"{name}, " for name in form.names),
+        async_="async " if is_async else "",
+        await_="await " if is_async else "",
+        fast=_FAST.format(lookup=lookup, same=same) if fast else "",
+    )
+
+
+@lru_cache(maxsize=512)
+def _code(source: str) -> CodeType:
+    """Compile *source* once; tracebacks and debuggers can show it."""
+    filename = f"<async_safe_cache wrapper {abs(hash(source)):x}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    return compile(source, filename, "exec")
+
+
+def compile_wrapper(
+    original: Callable[..., Any],
+    form: Parameters,
+    *,
+    is_async: bool,
+    method: bool,
+    fast: bool,
+    names: dict[str, object],
+) -> Compiled:
+    """Return the compiled functions for *original*.
+
+    Args:
+        original: The decorated function.
+        form: Its parameters.
+        is_async: Whether the wrapper is an `async def`.
+        method: Whether the first parameter chooses the namespace.
+        fast: Whether hits are looked up by the raw arguments.
+        names: What the source uses: clock, store, counters, miss, space or instances.
+    """
+    if any(name.startswith(PREFIX) for name in form.names):
+        raise TypeError(f"parameters of a cached function must not begin with {PREFIX!r}")
+    source = _source(form, is_async=is_async, method=method, fast=fast and form.plain)
+    code = _code(source)
+    scope: dict[str, Any] = {
+        "__name__": getattr(original, "__module__", __name__),
+        f"{PREFIX}type": type,
+        f"{PREFIX}id": id,
+        f"{PREFIX}Exception": Exception,
+        f"{PREFIX}KeyError": KeyError,
+        **{f"{PREFIX}{name}": value for name, value in names.items()},
+        **dict(form.defaults),
+    }
+    exec(code, scope)  # noqa: S102 - from names of parameters alone, as dataclasses do
+    # Taken out again: a function in its own globals is a cycle that only the collector ends.
+    return Compiled(scope.pop("wrapper"), scope.pop("bind"), scope.pop("invoke"), source)

@@ -1,0 +1,102 @@
+"""The error tree: what happened, what it means, what to do.
+
+Every error of this library derives from `CacheError`, carries its facts as
+attributes and prints them in a sentence that ends with the remedy. No message
+holds a key, a value or a secret: names of functions, parameters and types only.
+"""
+
+__all__ = [
+    "CacheClosedError",
+    "CacheError",
+    "LoadCancelledError",
+    "RecursiveLoadError",
+    "UnsupportedKeyError",
+]
+
+
+class CacheError(Exception):
+    """Base of every error that this library raises by itself."""
+
+
+class CacheClosedError(CacheError):
+    """The cache, or this function's part of it, is closed.
+
+    Attributes:
+        name: Name of the cache or of the function.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(
+            f"{name!r} is closed: nothing is read, loaded or stored any more; "
+            "call start() to open the cache again, empty, "
+            'or decorate with after_close="call" to run functions uncached'
+        )
+
+
+class LoadCancelledError(CacheError):
+    """The load was cancelled from inside or by a stranger, not by its callers.
+
+    Waiters get this in place of a bare `CancelledError`, which would end their
+    own task group although nobody cancelled them.
+
+    Attributes:
+        name: Name of the function or cache whose load ended.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(
+            f"the load of {name!r} was cancelled from inside, not by its callers: "
+            "nothing was stored and the next call loads again; "
+            "look for a cancelled inner task or an expired timeout in the loader"
+        )
+
+
+class RecursiveLoadError(CacheError):
+    """A load waits, directly or not, for itself: it could never end.
+
+    Attributes:
+        chain: Names of the functions whose loads wait for each other, the
+            first one repeated at the end; no parts of keys.
+        blocking_loop: True when a plain `def` would have blocked the thread
+            or the event loop that has to finish the load.
+    """
+
+    def __init__(self, chain: tuple[str, ...], *, blocking_loop: bool = False) -> None:
+        self.chain = chain
+        self.blocking_loop = blocking_loop
+        path = " -> ".join(chain)
+        if blocking_loop:
+            text = (
+                f"{path}: this call would block the thread that runs the load it waits for, "
+                "so neither could end; await an async function instead, "
+                "or call it in another thread"
+            )
+        else:
+            text = (
+                f"{path}: a load waits for itself and could never end; "
+                "call the undecorated function (__wrapped__) inside the load, "
+                "or break the cycle"
+            )
+        super().__init__(text)
+
+
+class UnsupportedKeyError(CacheError, TypeError):
+    """A value cannot be part of a key.
+
+    Attributes:
+        parameter: Name of the parameter that held it.
+        type_name: Type of the value; the value itself is never shown.
+        reason: Why it is refused.
+    """
+
+    def __init__(self, parameter: str, type_name: str, reason: str) -> None:
+        self.parameter = parameter
+        self.type_name = type_name
+        self.reason = reason
+        super().__init__(
+            f"{parameter} of type {type_name} cannot be part of a key: {reason}; "
+            "pass a plain value, give the class a __cache_key__ method, "
+            "register it with register_key_type(), or choose the key with key="
+        )

@@ -1,0 +1,238 @@
+"""Every option, validated once, at the call that gives it.
+
+A `CacheOptions` is complete: each level (cache, decorator, call) makes the next
+one with `but()`, which checks what is given and leaves the rest as it is.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from enum import Enum
+from types import MappingProxyType
+from typing import Final, Literal, Self, final
+
+__all__ = [
+    "UNSET",
+    "AlertThresholds",
+    "CacheOptions",
+    "NegativeTtl",
+    "Ttl",
+    "Unset",
+    "check_bound",
+    "check_callable",
+    "check_choice",
+    "check_seconds",
+    "check_ttl",
+]
+
+
+class Unset(Enum):
+    """Type of `UNSET`: the option is taken from the level above."""
+
+    UNSET = "UNSET"
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+UNSET: Final = Unset.UNSET
+
+Ttl = float | timedelta | None
+"""Seconds or a timedelta; None: for ever."""
+
+NegativeTtl = Ttl | Callable[[Exception], Ttl]
+"""How long a failure is remembered; or a callable of the exception that says so."""
+
+
+def _number(name: str, value: object, meaning: str) -> float:
+    """Return *value* as a float, or raise: no bool, no str, no NaN."""
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be {meaning}, not {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf if value > 0 else -math.inf
+    if math.isnan(number):
+        raise ValueError(f"{name}=nan must be {meaning}")
+    return number
+
+
+def check_ttl(name: str, value: object) -> float | None:
+    """Return a ttl in seconds, or None for ever (None and inf)."""
+    if value is None:
+        return None
+    meaning = "seconds above 0, a timedelta above 0, or None for ever"
+    seconds = _number(name, value, meaning)
+    if seconds <= 0:
+        raise ValueError(f"{name}={value!r} must be {meaning}")
+    return None if math.isinf(seconds) else seconds
+
+
+def check_seconds(name: str, value: object, *, zero: bool = False) -> float:
+    """Return a finite number of seconds, above 0 (or from 0)."""
+    meaning = f"finite seconds {'from' if zero else 'above'} 0, or such a timedelta"
+    seconds = _number(name, value, meaning)
+    if math.isinf(seconds) or seconds < 0 or (seconds == 0 and not zero):
+        raise ValueError(f"{name}={value!r} must be {meaning}")
+    return seconds
+
+
+def check_fraction(name: str, value: object, meaning: str) -> float:
+    """Return a number from 0 to 1."""
+    if isinstance(value, timedelta):
+        raise TypeError(f"{name} must be between 0 and 1: {meaning}, not timedelta")
+    number = _number(name, value, f"between 0 and 1: {meaning}")
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name}={value!r} must be between 0 and 1: {meaning}")
+    return number
+
+
+def check_bound(name: str, value: object) -> int | None:
+    """Return a bound: an int from 0 (0 stores nothing), or None for no bound."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int from 0, or None, not {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{name}={value} must be 0 (store nothing), above 0, or None (no bound)")
+    return value
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+    """Return *value* if it is one of *choices*."""
+    if isinstance(value, str) and value in choices:
+        return value
+    expected = " or ".join(repr(each) for each in choices)
+    shown = f"={value!r}" if isinstance(value, str) else f" of type {type(value).__name__}"
+    error = ValueError if isinstance(value, str) else TypeError
+    raise error(f"{name}{shown} must be {expected}")
+
+
+def check_callable(name: str, value: object, meaning: str) -> None:
+    """Raise unless *value* can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be {meaning}, not {type(value).__name__}")
+
+
+def _check_negative(value: object) -> Mapping[type[Exception], NegativeTtl]:
+    meaning = "a mapping of exception classes to a ttl or a callable(exception) -> ttl"
+    if value is None:
+        return MappingProxyType({})
+    if not isinstance(value, Mapping):
+        raise TypeError(f"negative must be {meaning}, not {type(value).__name__}")
+    checked: dict[type[Exception], NegativeTtl] = {}
+    for kind, ttl in value.items():  # pyright: ignore[reportUnknownVariableType]
+        if not (isinstance(kind, type) and issubclass(kind, Exception)):
+            raise TypeError(f"negative must be {meaning}; a key of it is no Exception class")
+        checked[kind] = ttl if callable(ttl) else check_ttl(f"negative[{kind.__name__}]", ttl)  # pyright: ignore[reportUnknownArgumentType]
+    return MappingProxyType(checked)
+
+
+def _no_failures() -> Mapping[type[Exception], NegativeTtl]:
+    return MappingProxyType({})
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CacheOptions:
+    """What holds for one load; call > decorator > cache.
+
+    Attributes:
+        ttl: Seconds a value stays fresh, from the end of its load; None: for ever.
+        jitter: Shortens ttl by up to this fraction, at random; never lengthens it.
+        on_abandon: What happens to a load when its last waiter has left:
+            "cancel" it, or let it "finish" and store.
+        cancel_grace: Seconds that a newcomer waits for a cancelled load's clean-up.
+        negative: Exception class -> ttl: that failure is remembered and raised again.
+        after_close: What a decorated function does when the cache is closed:
+            raise an "error", or "call" the original.
+    """
+
+    ttl: float | None = None
+    jitter: float = 0.0
+    on_abandon: str = "cancel"
+    cancel_grace: float = 5.0
+    negative: Mapping[type[Exception], NegativeTtl] = field(default_factory=_no_failures)
+    after_close: str = "error"
+
+    def but(
+        self,
+        *,
+        ttl: Ttl | Unset = UNSET,
+        jitter: float | Unset = UNSET,
+        on_abandon: Literal["cancel", "finish"] | Unset = UNSET,
+        cancel_grace: float | timedelta | Unset = UNSET,
+        negative: Mapping[type[Exception], NegativeTtl] | None | Unset = UNSET,
+        after_close: Literal["error", "call"] | Unset = UNSET,
+    ) -> Self:
+        """Return these options with the given ones in their place, checked.
+
+        Raises:
+            TypeError: An option is of a type that it cannot have.
+            ValueError: An option is outside its range.
+        """
+        given: dict[str, object] = {}
+        if ttl is not UNSET:
+            given["ttl"] = check_ttl("ttl", ttl)
+        if jitter is not UNSET:
+            given["jitter"] = check_fraction("jitter", jitter, "how much of ttl chance may cut off")
+        if on_abandon is not UNSET:
+            given["on_abandon"] = check_choice("on_abandon", on_abandon, ("cancel", "finish"))
+        if cancel_grace is not UNSET:
+            given["cancel_grace"] = check_seconds("cancel_grace", cancel_grace, zero=True)
+        if negative is not UNSET:
+            given["negative"] = _check_negative(negative)
+        if after_close is not UNSET:
+            given["after_close"] = check_choice("after_close", after_close, ("error", "call"))
+        return replace(self, **given) if given else self  # type: ignore[arg-type]
+
+    def negative_ttl(self, error: BaseException) -> float | None | Unset:
+        """Return how long *error* is remembered; UNSET: not at all.
+
+        The most specific class decides. Runs the user's callable, if it is one.
+        """
+        for kind in type(error).__mro__:
+            if kind in self.negative and isinstance(error, Exception):
+                ttl = self.negative[kind]
+                if not callable(ttl):
+                    return check_ttl("negative", ttl)
+                return check_ttl(f"negative[{kind.__name__}]()", ttl(error))
+        return UNSET
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class AlertThresholds:
+    """Where health begins to complain; None switches one off.
+
+    Attributes:
+        hit_rate_low: Percent of calls, after the first 1,000 calls.
+        memory_usage_high: Percent of max_memory_bytes.
+        error_rate_high: Percent of loads.
+        response_time_high: Milliseconds, p95 of what callers waited in 5 minutes.
+        eviction_rate_high: Evictions per minute.
+    """
+
+    hit_rate_low: float | None = 70.0
+    memory_usage_high: float | None = 90.0
+    error_rate_high: float | None = 1.0
+    response_time_high: float | None = 200.0
+    eviction_rate_high: float | None = 100.0
+
+    def __post_init__(self) -> None:
+        """Check every threshold."""
+        percents = ("hit_rate_low", "memory_usage_high", "error_rate_high")
+        for name in (*percents, "response_time_high", "eviction_rate_high"):
+            value: object = getattr(self, name)
+            if value is None:
+                continue
+            meaning = "a number from 0, or None to switch it off"
+            if isinstance(value, timedelta):
+                raise TypeError(f"{name} must be {meaning}, not timedelta")
+            number = _number(name, value, meaning)
+            if number < 0 or (name in percents and number > 100):
+                limit = " and at most 100 (percent)" if name in percents else ""
+                raise ValueError(f"{name}={value!r} must be {meaning}{limit}")

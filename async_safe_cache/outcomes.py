@@ -1,0 +1,193 @@
+"""What the cache answers: lookups, reasons, causes, counters. All frozen."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import Enum, StrEnum
+from types import MappingProxyType
+from typing import Final, Generic, Self, TypeVar, final
+
+__all__ = [
+    "MISSING",
+    "CacheStats",
+    "FunctionInfo",
+    "Lookup",
+    "Missing",
+    "MissReason",
+    "RemovalCause",
+]
+
+V_co = TypeVar("V_co", covariant=True)
+
+
+class Missing(Enum):
+    """Type of `MISSING`, the only value that means *no value*."""
+
+    MISSING = "MISSING"
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+    def __bool__(self) -> bool:
+        return False
+
+
+MISSING: Final = Missing.MISSING
+
+
+class MissReason(StrEnum):
+    """Why a read found nothing.
+
+    The cause of a removal is remembered for the last max(256, live entries)
+    removals, at most 65,536; when its record was dropped, the reason is ABSENT.
+    """
+
+    ABSENT = "ABSENT"
+    EXPIRED = "EXPIRED"
+    EVICTED = "EVICTED"
+    DELETED = "DELETED"
+    TAG_INVALIDATED = "TAG_INVALIDATED"
+    CLEARED = "CLEARED"
+    REJECTED = "REJECTED"
+    """Too large, or its weigher failed."""
+    VERSION_MISMATCH = "VERSION_MISMATCH"
+    UNREADABLE = "UNREADABLE"
+    BYPASSED = "BYPASSED"
+    """Caching was not possible at that moment."""
+
+
+class RemovalCause(StrEnum):
+    """Why an entry left the store."""
+
+    EXPIRED = "EXPIRED"
+    EVICTED = "EVICTED"
+    DELETED = "DELETED"
+    CLEARED = "CLEARED"
+    REJECTED = "REJECTED"
+    """A newer value was too large to store; the older one may not stay."""
+    REPLACED = "REPLACED"
+    COLLECTED = "COLLECTED"
+    """The instance or the function that owned it is gone."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Lookup(Generic[V_co]):
+    """The answer of `AsyncSafeCache.lookup`.
+
+    Attributes:
+        hit: Whether there is a fresh value.
+        value: The stored object itself, or `MISSING`.
+        reason: Why there is none; None on a hit.
+        age: Seconds since the value was stored; None on a miss.
+        ttl_left: Seconds it stays fresh; None on a miss, or when it never expires.
+        stale: Whether the value is past its ttl. Always False as long as
+            nothing keeps stale values.
+    """
+
+    hit: bool
+    value: V_co | Missing
+    reason: MissReason | None
+    age: float | None
+    ttl_left: float | None
+    stale: bool = False
+
+    def __repr__(self) -> str:
+        # The value may be a secret, and long.
+        if self.hit:
+            return f"Lookup(hit, age={self.age}, ttl_left={self.ttl_left})"
+        return f"Lookup(miss, reason={self.reason})"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FunctionInfo:
+    """Counters of one decorated function, over all its instances.
+
+    Attributes:
+        name: Prefix, or module and qualified name.
+        hits: Calls answered from memory.
+        misses: Calls that started a load.
+        coalesced: Calls that joined a running load.
+        loads: Loads that ended, refreshes included.
+        load_errors: Those of them that failed.
+        entries: Entries held now.
+        in_flight: Loads running now.
+    """
+
+    name: str
+    hits: int
+    misses: int
+    coalesced: int
+    loads: int
+    load_errors: int
+    entries: int
+    in_flight: int
+
+
+def _no_counts() -> Mapping[str, int]:
+    return MappingProxyType({})
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """Counters of a cache at one moment; subtract two for what came between.
+
+    hits + misses + coalesced = calls, always.
+
+    Attributes:
+        hits: Calls answered from memory.
+        misses: Calls that found nothing: single reads, and calls that started a load.
+        coalesced: Calls that joined a running load.
+        loads: Loads that ended, refreshes included; cancelled ones are none.
+        load_errors: Those of them that failed.
+        overlapping_loads: Loads started beside one that did not end in time.
+        evictions: Live entries removed to hold a bound.
+        rejected: Values that were returned and not stored.
+        estimated_weights: Stored values whose bytes are partly an estimate.
+        misses_by_reason: Misses for each `MissReason`.
+        removals_by_cause: Removed entries for each `RemovalCause`.
+        evictions_by_cause: Evictions for each bound that asked for them.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    coalesced: int = 0
+    loads: int = 0
+    load_errors: int = 0
+    overlapping_loads: int = 0
+    evictions: int = 0
+    rejected: int = 0
+    estimated_weights: int = 0
+    misses_by_reason: Mapping[str, int] = field(default_factory=_no_counts)
+    removals_by_cause: Mapping[str, int] = field(default_factory=_no_counts)
+    evictions_by_cause: Mapping[str, int] = field(default_factory=_no_counts)
+
+    @property
+    def calls(self) -> int:
+        """Calls of any kind: hits + misses + coalesced."""
+        return self.hits + self.misses + self.coalesced
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits in percent of calls; 0 before the first call."""
+        return 100.0 * self.hits / self.calls if self.calls else 0.0
+
+    @property
+    def error_rate(self) -> float:
+        """Failed loads in percent of loads; 0 before the first load."""
+        return 100.0 * self.load_errors / self.loads if self.loads else 0.0
+
+    def __sub__(self, earlier: Self) -> Self:
+        """Return what was counted between *earlier* and this moment."""
+        change: dict[str, int | Mapping[str, int]] = {}
+        for each in fields(self):
+            new: int | Mapping[str, int] = getattr(self, each.name)
+            old: int | Mapping[str, int] = getattr(earlier, each.name)
+            if isinstance(new, int) and isinstance(old, int):
+                change[each.name] = new - old
+            elif isinstance(new, Mapping) and isinstance(old, Mapping):
+                change[each.name] = MappingProxyType(
+                    {name: count - old.get(name, 0) for name, count in new.items()}
+                )
+        return type(self)(**change)  # type: ignore[arg-type]
