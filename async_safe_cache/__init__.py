@@ -1,8 +1,9 @@
 """An asyncio-native cache with request coalescing: one load for all who ask at once."""
 
-from ._cache import AsyncSafeCache, LoadContext
+from ._cache import AsyncSafeCache
 from ._decorator import race_safe_cached
 from ._keys import Key, register_key_type
+from ._loader import LoadContext
 from ._registry import get_async_safe_cache
 from .errors import (
     CacheClosedError,

@@ -13,6 +13,8 @@ from typing import final
 
 import anyio
 
+from ._flights import Outcome, release
+
 __all__ = ["Background"]
 
 _log = logging.getLogger("async_safe_cache")
@@ -30,7 +32,11 @@ class Background:
     """
 
     def __init__(
-        self, name: str, job: Callable[[], Awaitable[None]], interval: float, clock: Callable[[], float]
+        self,
+        name: str,
+        job: Callable[[], Awaitable[None]],
+        interval: float,
+        clock: Callable[[], float],
     ) -> None:
         self.name = name
         self.interval = interval
@@ -74,10 +80,10 @@ class Background:
             task.cancel()
             await asyncio.wait([task], timeout=timeout)
             return
-        ended = here.create_future()
+        ended: asyncio.Future[Outcome | None] = here.create_future()
 
         def tell(_: object) -> None:
-            here.call_soon_threadsafe(lambda: ended.done() or ended.set_result(None))
+            here.call_soon_threadsafe(release, ended)
 
         def cancel() -> None:
             task.add_done_callback(tell)

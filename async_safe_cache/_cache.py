@@ -1,21 +1,23 @@
 """AsyncSafeCache: the public face of one cache. Holds no mechanism of its own."""
 
 import asyncio
-import inspect
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
 from functools import partial
-from types import FunctionType, TracebackType
+from types import TracebackType
 from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, cast, final, overload
 
 from ._background import Background
-from ._engine import Engine, Load, State, emptied
-from ._flights import Flight
-from ._function import CachedFunction, Roster, function_of
+from ._closing import Closing, emptied
+from ._engine import Engine, State
+from ._function import CachedFunction, function_of
+from ._functions import Functions
 from ._health import report
 from ._keys import PLAIN, DataKey, Key, canonical
+from ._loader import LoadContext, call_of
+from ._loads import Load, Loads
 from ._protocols import Clock, Weigher
 from ._store import Counters, Entry, Namespace, Store
 from .errors import CacheClosedError
@@ -34,7 +36,7 @@ from .options import (
 )
 from .outcomes import MISSING, CacheStats, FunctionInfo, Lookup, Missing, MissReason, RemovalCause
 
-__all__ = ["AsyncSafeCache", "LoadContext"]
+__all__ = ["AsyncSafeCache"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,23 +48,6 @@ SWEEP_SLICE: Final = 100
 """Entries that the sweeper frees between two turns of the loop: well under 0.5 ms."""
 
 _PLAIN: Final = PLAIN
-
-
-@final
-class LoadContext:
-    """What a loader that asks for it is told.
-
-    Attributes:
-        key: The key, as the caller gave it.
-    """
-
-    __slots__ = ("key",)
-
-    def __init__(self, key: object) -> None:
-        self.key = key
-
-    def __repr__(self) -> str:
-        return "LoadContext()"
 
 
 @final
@@ -122,9 +107,7 @@ class AsyncSafeCache:
             check_callable("weigher", weigher, "a callable(value) that returns bytes")
         thresholds = AlertThresholds() if thresholds is None else thresholds
         if not isinstance(thresholds, AlertThresholds):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(
-                f"thresholds must be AlertThresholds, not {type(thresholds).__name__}"
-            )
+            raise TypeError(f"thresholds must be AlertThresholds, not {type(thresholds).__name__}")
         self._options = CacheOptions().but(
             ttl=_named_ttl(default_ttl),
             jitter=jitter,
@@ -140,17 +123,20 @@ class AsyncSafeCache:
         self._name = name
         self._thresholds = thresholds
         self._engine = Engine(name, store, clock, weigher)
+        self._loads = Loads(self._engine)
+        self._closing = Closing(self._engine)
         raw = Counters()
         self._engine.counters[raw] = None
         self._raw = Namespace(store, name, raw)
-        self._roster = Roster()
+        self._functions = Functions(self._engine, self._closing)
         self._sweeper = Background(
             "sweeper", self._sweep, check_seconds("sweep_interval", sweep_interval), clock
         )
 
     def __repr__(self) -> str:
         store, state = self._engine.store, self._engine.state.name.lower()
-        return f"<AsyncSafeCache {self._name!r} {state}, {len(store.order)} entries, {store.bytes} bytes>"
+        size = f"{len(store.order)} entries, {store.bytes} bytes"
+        return f"<AsyncSafeCache {self._name!r} {state}, {size}>"
 
     # -- what it is
 
@@ -257,9 +243,7 @@ class AsyncSafeCache:
                 )
         found = self._engine.read_many(places.values(), self._engine.clock())
         return {
-            key: entry.value
-            for key, entry in zip(places, found, strict=True)
-            if entry is not None
+            key: entry.value for key, entry in zip(places, found, strict=True) if entry is not None
         }
 
     @overload
@@ -323,7 +307,7 @@ class AsyncSafeCache:
 
         Complexity: O(1) plus the load.
         """
-        call = _call_of(loader, key)
+        call = call_of(loader, key)
         options = self._options.but(
             ttl=ttl,
             jitter=jitter,
@@ -467,7 +451,7 @@ class AsyncSafeCache:
         counts = function.counters
         spaces = list(function.spaces())
         with self._engine.store.lock:
-            running = len(self._flights_of(function)())
+            running = len(self._functions.flights_of(function)())
         return FunctionInfo(
             name=function.name,
             hits=counts.hits,
@@ -543,7 +527,7 @@ class AsyncSafeCache:
 
     async def start(self) -> None:
         """Open the cache, if it is closed, and sweep expired entries in this loop from now on."""
-        self._engine.reopen()
+        self._closing.reopen()
         self._sweeper.start()
 
     async def aclose(self, *, drain: bool = False, timeout: float | timedelta = 5.0) -> None:
@@ -557,21 +541,21 @@ class AsyncSafeCache:
                 otherwise these get `CacheClosedError` at once.
             timeout: Seconds that all of it may take.
         """
-        engine = self._engine
+        engine, closing = self._engine, self._closing
         loop = asyncio.get_running_loop()
         deadline = loop.time() + check_seconds("timeout", timeout, zero=True)
-        engine.shut(drain=drain)
+        closing.shut(drain=drain)
         try:
             if drain:
-                await engine.ended(lambda: engine.flights.running, deadline, threads=True)
+                await closing.ended(lambda: engine.flights.running, deadline, threads=True)
         finally:
             # Also when the caller is cancelled: a cache half closed would be worse.
-            wreck = engine.finish()
+            wreck = closing.finish()
         if engine.state is State.OPEN:
             return  # somebody opened it again meanwhile
         await self._sweeper.stop(max(0.0, deadline - loop.time()))
-        await engine.ended(lambda: engine.flights.running, deadline, threads=False)
-        await engine.workers_ended(deadline)
+        await closing.ended(lambda: engine.flights.running, deadline, threads=False)
+        await closing.workers_ended(deadline)
         await emptied(wreck)
 
     async def __aenter__(self) -> Self:
@@ -603,7 +587,7 @@ class AsyncSafeCache:
     async def _load(self, load: Load, *, refresh: bool = False, in_thread: bool = False) -> Any:
         if self._sweeper.lost:
             self._sweeper.start()
-        return await self._engine.load(load, refresh=refresh, in_thread=in_thread)
+        return await self._loads.load(load, refresh=refresh, in_thread=in_thread)
 
     def _load_of(self, function: CachedFunction, values: tuple[Any, ...]) -> Load:
         space, data, kind = function.address(values)
@@ -625,94 +609,12 @@ class AsyncSafeCache:
         function, instance = self._function(fn)
         return function, function.bind(*instance, *args, **kwargs)
 
-    def _register(self, function: CachedFunction, wrapper: object) -> None:
-        """Take in a newly decorated function."""
-        engine, roster, name = self._engine, self._roster, function.name
-        counters, space, instances = function.counters, function.space, function.instances
-
-        def retire(dropped: list[object]) -> None:
-            del engine.counters[counters]
-            engine.retired.add(counters)
-            for each in (space, *tuple(instances.values())):
-                engine.drop(each, dropped)
-
-        def gone(reference: object) -> None:
-            # The function was collected: no place to take a lock.
-            engine.later.append(retire)
-            engine.later.append(lambda _: roster.discard(name, reference))
-
-        with engine.store.lock:
-            replaced = roster.add(function, wrapper, gone)
-            engine.counters[counters] = None
-        for older in replaced:
-            engine.remove_spaces(older.spaces, RemovalCause.CLEARED)
-
-    async def _close_function(self, function: CachedFunction, *, wait: bool) -> None:
-        engine = self._engine
-        loop = asyncio.get_running_loop()
-        function.closed = True
-        if wait:
-            await engine.ended(self._flights_of(function), math.inf, threads=True)
-        engine.remove_spaces(function.spaces, RemovalCause.CLEARED)
-        engine.dismiss(self._flights_of(function), function.name)
-        deadline = loop.time() + function.options.cancel_grace
-        await engine.ended(self._flights_of(function), deadline, threads=False)
-
-    def _close_function_here(self, function: CachedFunction, *, wait: bool) -> None:
-        function.closed = True
-        if wait:
-            self._engine.ended_here(self._flights_of(function))
-        self._engine.remove_spaces(function.spaces, RemovalCause.CLEARED)
-        self._engine.dismiss(self._flights_of(function), function.name)
-
-    def _flights_of(self, function: CachedFunction) -> Callable[[], list[Flight]]:
-        def flights() -> list[Flight]:
-            spaces = set(function.spaces())
-            return [each for each in self._engine.flights.running if each.key[0] in spaces]
-
-        return flights
-
     async def _sweep(self) -> None:
         """Free what is due now, in slices."""
         now = self._engine.clock()
-        while self._engine.sweep(now, SWEEP_SLICE):
+        while self._engine.sweep(now, SWEEP_SLICE):  # noqa: ASYNC110 - not waiting: working
             await asyncio.sleep(0)
 
 
 def _named_ttl(default_ttl: Ttl) -> float | None:
     return check_ttl("default_ttl", default_ttl)
-
-
-def _call_of(loader: object, key: object) -> Callable[[], Any]:
-    """Return *loader* as a call without arguments.
-
-    Raises:
-        TypeError: It cannot be called with nothing or with one `LoadContext`.
-    """
-    if not callable(loader):
-        raise TypeError(
-            f"loader must be a callable that takes nothing or one LoadContext, "
-            f"not {type(loader).__name__}"
-        )
-    if type(loader) is FunctionType:
-        code = loader.__code__
-        needed = code.co_argcount - len(loader.__defaults__ or ())
-        named = code.co_kwonlyargcount - len(loader.__kwdefaults__ or ())
-    else:
-        try:
-            parameters = inspect.signature(loader).parameters.values()
-        except ValueError:  # a builtin that does not tell
-            return loader
-        required = [
-            each.kind
-            for each in parameters
-            if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-        ]
-        named = required.count(inspect.Parameter.KEYWORD_ONLY)
-        needed = len(required) - named
-    if needed > 1 or named:
-        raise TypeError(
-            f"loader needs {needed + named} arguments, but it is called with nothing or "
-            "with one LoadContext: wrap it, as in `lambda: fetch(symbol)`"
-        )
-    return partial(loader, LoadContext(key)) if needed else loader

@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Any, Literal, TypeVar, cast, overload
-from weakref import ref
 
 from ._cache import AsyncSafeCache
 from ._engine import State
 from ._function import ATTRIBUTE, CachedFunction
 from ._keys import Key
 from ._registry import default_cache
-from ._wrapper import PREFIX, Compiled, compile_wrapper, parameters
+from ._wrapper import Compiled, compile_wrapper, parameters
 from .errors import CacheClosedError
 from .options import UNSET, NegativeTtl, Ttl, Unset
 from .outcomes import RemovalCause
@@ -124,9 +123,7 @@ def _check(
     if prefix == "":
         raise ValueError("prefix='' must not be empty: it names the function's entries")
     if key is not None and not callable(key):
-        raise TypeError(
-            f"key must be a callable of the call's arguments, not {type(key).__name__}"
-        )
+        raise TypeError(f"key must be a callable of the call's arguments, not {type(key).__name__}")
     if method not in (None, True, False):
         raise TypeError(f"method must be True, False or None, not {type(method).__name__}")
     cache._options.but(**given)
@@ -142,8 +139,8 @@ def _decorate(
 ) -> Any:
     if isinstance(fn, (classmethod, staticmethod)):
         # Written above @classmethod instead of below: the same is meant.
-        inner = _decorate(cache, prefix, given, key, method, fn.__func__)
-        return type(fn)(inner)
+        inner = _decorate(cache, prefix, given, key, method, cast("Any", fn).__func__)
+        return classmethod(inner) if isinstance(fn, classmethod) else staticmethod(inner)
     what = getattr(fn, "__qualname__", type(fn).__name__)
     if inspect.isclass(fn):
         raise TypeError(f"{what} is a class: decorate its methods, or a function that makes one")
@@ -202,7 +199,7 @@ def _decorate(
     wrapper = functools.wraps(fn)(compiled.wrapper)
     setattr(wrapper, ATTRIBUTE, function)
     _add_attributes(wrapper, compiled, cache, function)
-    cache._register(function, wrapper)
+    cache._functions.register(function, wrapper)
     return wrapper
 
 
@@ -234,7 +231,7 @@ def _miss_here(cache: AsyncSafeCache, function: CachedFunction) -> Callable[...,
             if function.options.after_close == "call":
                 return function.invoke(values)
             raise CacheClosedError(function.name if function.closed else cache.name)
-        return engine.load_here(cache._load_of(function, values))
+        return cache._loads.load_here(cache._load_of(function, values))
 
     return miss
 
@@ -267,7 +264,7 @@ def _add_attributes(
             "maxsize": cache_info().maxsize,
             "typed": True,
             "ttl": function.options.ttl,
-            "tasks": cache.info(wrapper_ref()).in_flight,
+            "tasks": len(cache._functions.flights_of(function)()),
             "closed": function.closed or cache.closed,
         }
 
@@ -287,13 +284,12 @@ def _add_attributes(
 
     async def close(*, wait: bool = False) -> None:
         """End this function's loads (let them end with *wait*) and remove its entries."""
-        await cache._close_function(function, wait=wait)
+        await cache._functions.close(function, wait=wait)
 
     def close_here(*, wait: bool = False) -> None:
         """Remove this function's entries; with *wait* block until its loads have ended."""
-        cache._close_function_here(function, wait=wait)
+        cache._functions.close_here(function, wait=wait)
 
-    wrapper_ref = ref(wrapper)
     for attribute in (
         cache_info,
         cache_clear,

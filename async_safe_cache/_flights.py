@@ -21,24 +21,29 @@ Source: golang.org/x/sync/singleflight (`if g.m[key] == c` before delete).
 
 import asyncio
 import threading
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Final, NoReturn, final
+from typing import Any, Final, NoReturn, final
 
 __all__ = [
     "Failure",
     "Flight",
     "Flights",
     "Outcome",
+    "Place",
     "ThreadWaiter",
     "Waiter",
     "current_flight",
+    "release",
     "running_loop",
     "wake",
 ]
 
 Loop = asyncio.AbstractEventLoop
+
+Place = tuple[Any, Any]
+"""What a flight is registered under: a namespace, by identity, and a key in it."""
 
 _set_traceback: Final = BaseException.with_traceback
 # The descriptors themselves: a class may forbid setting attributes on its exceptions.
@@ -155,7 +160,7 @@ class Flight:
         "watchers",
     )
 
-    def __init__(self, key: Hashable, name: str, loop: Loop | None, *, keep: bool) -> None:
+    def __init__(self, key: Place, name: str, loop: Loop | None, *, keep: bool) -> None:
         self.key = key
         self.name = name
         self.loop = loop
@@ -197,11 +202,11 @@ class Flights:
     """The futures registry of one cache. Complexity: O(1) each, unless said otherwise."""
 
     def __init__(self) -> None:
-        self._registry: dict[Hashable, Flight] = {}  # bounded by the running loads
+        self._registry: dict[Place, Flight] = {}  # bounded by the running loads
         self.running: dict[Flight, None] = {}  # every load not ended, fenced ones too
         self.overlapping = 0
 
-    def get(self, key: Hashable) -> Flight | None:
+    def get(self, key: Place) -> Flight | None:
         """Locked. Return the flight registered for *key*, which may be cancelling."""
         flight = self._registry.get(key)
         if flight is not None and flight.loop is not None and flight.loop.is_closed():
@@ -212,7 +217,7 @@ class Flights:
             return None
         return flight
 
-    def open(self, key: Hashable, name: str, loop: Loop | None, *, keep: bool) -> Flight:
+    def open(self, key: Place, name: str, loop: Loop | None, *, keep: bool) -> Flight:
         """Locked. Register a new flight; none may be registered for *key*."""
         flight = self._registry[key] = Flight(key, name, loop, keep=keep)
         self.running[flight] = None
@@ -236,7 +241,7 @@ class Flights:
         flight.cancelling = flight.task is not None
         return flight
 
-    def fence(self, key: Hashable) -> tuple[bool, Flight | None]:
+    def fence(self, key: Place) -> tuple[bool, Flight | None]:
         """Locked. Shut out the load of *key*.
 
         Returns whether there was one, and the flight if nobody waits for it
@@ -253,7 +258,7 @@ class Flights:
         flight.cancelling = True
         return True, flight
 
-    def keys(self) -> list[Hashable]:
+    def registered(self) -> list[Place]:
         """Locked. Return the keys with a registered flight. O(flights)."""
         return list(self._registry)
 
@@ -285,7 +290,7 @@ class Flights:
         return watchers
 
     def dismiss(self, flight: Flight) -> dict[Waiter, Loop | None]:
-        """Locked. Answer its waiters at once and let *flight* be cancelled; it is no longer joinable.
+        """Locked. Answer its waiters at once, and let *flight* be cancelled; nobody may join.
 
         It counts as running until its task has ended.
         """
@@ -363,3 +368,9 @@ def wake(waiting: dict[Waiter, Loop | None], outcome: Outcome | None) -> None:
             loop.call_soon_threadsafe(_resolve, waiters, outcome)
         except RuntimeError:
             pass  # that loop is closed: nobody waits there any more
+
+
+def release(waiter: "asyncio.Future[Outcome | None]") -> None:
+    """Wake *waiter* without an outcome, unless it is done."""
+    if not waiter.done():
+        waiter.set_result(None)

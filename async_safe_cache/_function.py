@@ -16,7 +16,7 @@ from ._store import Counters, Namespace, Store
 from .errors import UnsupportedKeyError
 from .options import CacheOptions
 
-__all__ = ["ATTRIBUTE", "CachedFunction", "Later", "Roster", "function_of"]
+__all__ = ["ATTRIBUTE", "CachedFunction", "Later", "function_of"]
 
 Later = Callable[[list[object]], object]
 """A clean-up that the next write does; what it drops goes into the list."""
@@ -40,6 +40,7 @@ class CachedFunction:
     __slots__ = (
         "bind",
         "closed",
+        "collected",
         "counters",
         "explicit",
         "forgotten",
@@ -48,7 +49,6 @@ class CachedFunction:
         "invoke",
         "is_async",
         "is_method",
-        "collected",
         "key_function",
         "name",
         "options",
@@ -146,61 +146,6 @@ class CachedFunction:
         return (self.space, *tuple(self.instances.values()))
 
 
-class Roster:
-    """The decorated functions of one cache that are alive, by name.
-
-    Holds them weakly: a cache keeps no function, and so no closure, alive.
-    """
-
-    def __init__(self) -> None:
-        self._names: dict[str, list[ref[Any]]] = {}  # bounded by the live functions
-
-    def add(
-        self, function: CachedFunction, wrapper: Any, gone: Callable[["ref[Any]"], object]
-    ) -> list[CachedFunction]:
-        """Take *function* in; return those that it replaces.
-
-        A function of the same module and qualified name but with another code
-        object is a newer version: a reload, or a notebook cell run again.
-
-        Raises:
-            ValueError: Another live function has the same explicit prefix.
-        """
-        living = self._living(function.name)
-        module, qualname, code = function.identity
-        older = [
-            each
-            for each in living
-            if each.identity[:2] == (module, qualname) and each.identity[2] is not code
-        ]
-        others = [each for each in living if each not in older and each.explicit]
-        if function.explicit and others:
-            first = ".".join(others[0].identity[:2])
-            raise ValueError(
-                f"prefix={function.name!r} names the entries of {first} already and cannot name "
-                f"those of {module}.{qualname} too: give each function a prefix of its own"
-            )
-        keep = [
-            each
-            for each in self._names.get(function.name, ())
-            if (known := each()) is not None and getattr(known, ATTRIBUTE) not in older
-        ]
-        self._names[function.name] = [*keep, ref(wrapper, gone)]
-        return older
-
-    def _living(self, name: str) -> list[CachedFunction]:
-        wrappers = [each() for each in self._names.get(name, ())]
-        return [getattr(each, ATTRIBUTE) for each in wrappers if each is not None]
-
-    def discard(self, name: str, wrapper: "ref[Any]") -> None:
-        """Forget a function that is gone."""
-        left = [each for each in self._names.get(name, ()) if each is not wrapper]
-        if left:
-            self._names[name] = left
-        else:
-            self._names.pop(name, None)
-
-
 def _collected(
     instances: dict[int, Namespace],
     later: "deque[Later]",
@@ -226,7 +171,8 @@ def function_of(fn: object) -> tuple[CachedFunction, tuple[object, ...]]:
     function = getattr(fn, ATTRIBUTE, None)
     if not isinstance(function, CachedFunction):
         raise TypeError(
-            f"{getattr(fn, '__qualname__', type(fn).__name__)} is not decorated with race_safe_cached"
+            f"{getattr(fn, '__qualname__', type(fn).__name__)} is not decorated with "
+            "race_safe_cached"
         )
     instance = getattr(fn, "__self__", None)
     return function, () if instance is None else (instance,)

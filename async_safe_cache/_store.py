@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Collection
 from itertools import islice
 from math import inf
-from typing import Final, final
+from typing import Final, cast, final
 from weakref import ref
 
 from ._eviction import LeastRecentlyUsed
@@ -115,14 +115,15 @@ class Entry:
         self.generation = generation
 
 
-def _is_small(key: DataKey) -> bool:
+def _is_small(key: object) -> bool:
     """Tell whether a removal record may hold *key* itself."""
     if isinstance(key, (str, bytes)):
         return len(key) <= SMALL_KEY
     if isinstance(key, int):
         return key.bit_length() <= 8 * SMALL_KEY
     if isinstance(key, tuple):
-        return len(key) <= 8 and all(_is_small(part) for part in key)
+        parts = cast("tuple[object, ...]", key)
+        return len(parts) <= 8 and all(_is_small(part) for part in parts)
     return key is None or isinstance(key, (type, float))
 
 
@@ -202,9 +203,7 @@ class Store:
             return False
         if old is not None:
             expired = old.deadline <= now
-            self._unlink(
-                old, RemovalCause.EXPIRED if expired else RemovalCause.REPLACED, dropped
-            )
+            self._unlink(old, RemovalCause.EXPIRED if expired else RemovalCause.REPLACED, dropped)
         self.free(now, PER_WRITE, dropped)
         self._make_room(weight, now, dropped)
         deadline = inf if ttl is None else now + ttl
@@ -351,7 +350,7 @@ class Store:
         )
         _claim(all(space.data for space in self._occupied), "no occupied namespace is empty")
         _claim(
-            {space for space in self._occupied} == {entry.space for entry in entries},
+            set(self._occupied) == {entry.space for entry in entries},
             "the occupied namespaces are those of the entries",
         )
         _claim(

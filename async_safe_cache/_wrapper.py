@@ -107,7 +107,9 @@ def parameters(signature: inspect.Signature) -> Parameters:
         starless = before is None or before.kind not in (kinds.VAR_POSITIONAL, kinds.KEYWORD_ONLY)
         if each.kind is kinds.KEYWORD_ONLY and starless:
             head.append("*")
-        stars = {kinds.VAR_POSITIONAL: "*", kinds.VAR_KEYWORD: "**"}.get(each.kind, "")
+        stars = {kinds.VAR_POSITIONAL.name: "*", kinds.VAR_KEYWORD.name: "**"}.get(
+            each.kind.name, ""
+        )
         plain = plain and not stars
         default = "" if each.default is each.empty else f"={PREFIX}default_{place}"
         if default:
@@ -130,7 +132,9 @@ def _source(form: Parameters, *, is_async: bool, method: bool, fast: bool) -> st
     else:
         key = f"({''.join(f'{name}, ' for name in own)})"
         same = f"({''.join(f'_asc_type({name}), ' for name in own)}) == _asc_entry.kind"
-    lookup = (_METHOD if method else _FUNCTION).format(key=key, first=form.names[:1] and form.names[0])
+    lookup = (_METHOD if method else _FUNCTION).format(
+        key=key, first=form.names[:1] and form.names[0]
+    )
     return _SOURCE.format(
         head=form.head,
         call=form.call,
@@ -181,6 +185,6 @@ def compile_wrapper(
         **{f"{PREFIX}{name}": value for name, value in names.items()},
         **dict(form.defaults),
     }
-    exec(code, scope)  # noqa: S102 - from names of parameters alone, as dataclasses do
+    exec(code, scope)  # from names of parameters alone, as dataclasses do
     # Taken out again: a function in its own globals is a cycle that only the collector ends.
     return Compiled(scope.pop("wrapper"), scope.pop("bind"), scope.pop("invoke"), source)

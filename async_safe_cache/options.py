@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import Enum
 from types import MappingProxyType
-from typing import Final, Literal, Self, final
+from typing import Any, Final, Literal, Self, final
 
 __all__ = [
     "UNSET",
@@ -123,11 +123,12 @@ def _check_negative(value: object) -> Mapping[type[Exception], NegativeTtl]:
         return MappingProxyType({})
     if not isinstance(value, Mapping):
         raise TypeError(f"negative must be {meaning}, not {type(value).__name__}")
-    checked: dict[type[Exception], NegativeTtl] = {}
-    for kind, ttl in value.items():  # pyright: ignore[reportUnknownVariableType]
+    entries: Mapping[Any, Any] = value  # pyright: ignore[reportUnknownVariableType]
+    checked: dict[type[Exception], Any] = {}
+    for kind, ttl in entries.items():
         if not (isinstance(kind, type) and issubclass(kind, Exception)):
             raise TypeError(f"negative must be {meaning}; a key of it is no Exception class")
-        checked[kind] = ttl if callable(ttl) else check_ttl(f"negative[{kind.__name__}]", ttl)  # pyright: ignore[reportUnknownArgumentType]
+        checked[kind] = ttl if callable(ttl) else check_ttl(f"negative[{kind.__name__}]", ttl)
     return MappingProxyType(checked)
 
 

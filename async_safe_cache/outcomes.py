@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum, StrEnum
 from types import MappingProxyType
-from typing import Final, Generic, Self, TypeVar, final
+from typing import Any, Final, Generic, Self, TypeVar, final
 
 __all__ = [
     "MISSING",
     "CacheStats",
     "FunctionInfo",
     "Lookup",
-    "Missing",
     "MissReason",
+    "Missing",
     "RemovalCause",
 ]
 
@@ -180,14 +180,12 @@ class CacheStats:
 
     def __sub__(self, earlier: Self) -> Self:
         """Return what was counted between *earlier* and this moment."""
-        change: dict[str, int | Mapping[str, int]] = {}
+        change: dict[str, Any] = {}
         for each in fields(self):
-            new: int | Mapping[str, int] = getattr(self, each.name)
-            old: int | Mapping[str, int] = getattr(earlier, each.name)
-            if isinstance(new, int) and isinstance(old, int):
-                change[each.name] = new - old
-            elif isinstance(new, Mapping) and isinstance(old, Mapping):
-                change[each.name] = MappingProxyType(
-                    {name: count - old.get(name, 0) for name, count in new.items()}
-                )
-        return type(self)(**change)  # type: ignore[arg-type]
+            new, old = getattr(self, each.name), getattr(earlier, each.name)
+            change[each.name] = (
+                new - old
+                if isinstance(new, int)
+                else MappingProxyType({name: new[name] - old.get(name, 0) for name in new})
+            )
+        return type(self)(**change)

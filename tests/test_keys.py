@@ -49,7 +49,7 @@ NEW_YORK = ZoneInfo("America/New_York")
 class Color(enum.Enum):
     RED = 1
     GREEN = 2
-    ALIAS = 1
+    ALIAS = 1  # noqa: PIE796  # an alias is its member
 
 
 class Fruit(enum.Enum):
@@ -79,7 +79,7 @@ class Vector(NamedTuple):
     y: object
 
 
-class Swapped(namedtuple("Swapped", "x y")):
+class Swapped(namedtuple("Swapped", "x y")):  # noqa: PYI024  # a NamedTuple takes no __iter__
     def __iter__(self) -> Iterator[object]:
         return iter(())
 
@@ -512,19 +512,19 @@ def scramble(rng: random.Random, depth: int, *, hashable_only: bool = False) -> 
     }
 
 
-def test_two_hundred_thousand_random_pairs_have_no_collision() -> None:
+def test_a_million_random_pairs_have_no_collision() -> None:
     rng = random.Random(20240229)
     values = [scramble(rng, 3) for _ in range(2_000)]
     forms = [canonical(value, "x") for value in values]
     codes = [encode(form) for form in forms]
     equal = 0
-    for _ in range(200_000):
+    for _ in range(1_000_000):
         a, b = rng.randrange(2_000), rng.randrange(2_000)
         expected = same(values[a], values[b])
         assert (forms[a] == forms[b]) is expected, (values[a], values[b])
         assert (codes[a] == codes[b]) is expected, (values[a], values[b])
         equal += expected
-    assert 1_000 < equal < 100_000  # both answers were asked for
+    assert 10_000 < equal < 500_000  # both answers were asked for
 
 
 STABLE = """
@@ -808,7 +808,11 @@ def test_a_hundred_levels_are_accepted_and_one_more_is_not(wrap: Any) -> None:
         canonical(nested(101, wrap), "x")
 
 
-def test_bottomless_values_are_refused_in_time() -> None:
+def test_bottomless_values_are_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    canonical([0] * (_keys.MAX_PARTS - 1), "x")
+    with pytest.raises(UnsupportedKeyError, match="1,000,000 parts"):
+        canonical([[0] * 10_000] * 100, "x")
+    monkeypatch.setattr(_keys, "MAX_PARTS", 20_000)
     loop: list[Any] = [1]
     loop.append(loop)
     ring: dict[str, Any] = {}
@@ -818,10 +822,9 @@ def test_bottomless_values_are_refused_in_time() -> None:
     twice: list[Any] = []
     for _ in range(60):  # 2**60 members, 60 levels
         twice = [twice, twice]
-    for value in (loop, ring, me, (loop,), nested(100_000), twice, [[0] * 10_000] * 1_000):
-        with pytest.raises(UnsupportedKeyError, match="levels|parts"):
+    for value in (loop, ring, me, (loop,), nested(100_000), twice):
+        with pytest.raises(UnsupportedKeyError, match=r"levels|parts"):
             canonical(value, "x")
-    canonical([0] * 100_000, "x")
 
 
 # ---- user code
@@ -964,7 +967,7 @@ def test_classes_are_not_kept_alive_by_what_is_known_of_them() -> None:
         hooked = type("Hook", (), {"__cache_key__": lambda self: 1})
         framed = dataclasses.make_dataclass("Framed", ["x"], frozen=True)
         coloured = enum.Enum("Coloured", ["RED"])
-        canonical([hooked(), framed(1), coloured["RED"], namedtuple("T", "x")(1)], "x")
+        canonical([hooked(), framed(1), coloured["RED"], Point(1, 2)], "x")
         return [weakref.ref(hooked), weakref.ref(framed), weakref.ref(coloured)]
 
     refs = use()

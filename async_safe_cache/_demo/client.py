@@ -25,7 +25,7 @@ class Client:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         """Close every connection."""
         while self._idle:
             _, writer = self._idle.pop()

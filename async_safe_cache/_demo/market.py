@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -42,6 +42,7 @@ class Scale:
         more_calls: Calls made after those, with the library only.
         delay: Seconds the origin takes for an answer.
         ttl: Seconds a price may be served again.
+        jitter: Fraction of ttl left to chance: what was loaded together expires one by one.
         max_memory_bytes: Bound of the cache: less than all symbols need.
     """
 
@@ -52,7 +53,8 @@ class Scale:
     more_calls: int = 76_000
     delay: float = 0.1
     ttl: float = 3.0
-    max_memory_bytes: int = 750_000
+    jitter: float = 0.3
+    max_memory_bytes: int = 1_000_000
 
 
 SCALE = Scale()
@@ -239,7 +241,7 @@ def environment() -> dict[str, str]:
 
 
 @contextmanager
-def origin_process(delay: float) -> Iterator[Address]:
+def origin_process(delay: float) -> Generator[Address]:
     """Start the origin, yield where it listens, and end it whatever happens.
 
     It ends when its standard input is closed, which the system does for us if
@@ -319,7 +321,7 @@ class Library:
 async def _with(address: Address, scale: Scale, symbols: list[str]) -> tuple[Half, Library]:
     cache = AsyncSafeCache("market", max_memory_bytes=scale.max_memory_bytes)
     async with cache:
-        decorate = race_safe_cached(cache, "price", ttl=scale.ttl)
+        decorate = race_safe_cached(cache, "price", ttl=scale.ttl, jitter=scale.jitter)
         half = await _measure(address, scale, symbols, decorate, lambda: cache.memory_bytes)
         stats = cache.stats()
         health = await cache.get_health_info()
@@ -446,6 +448,7 @@ def told(scale: Scale, plain: Half, cached: Half, library: Library) -> Report:
             "zipf_exponent": scale.exponent,
             "callers": scale.callers,
             "ttl_seconds": scale.ttl,
+            "jitter": scale.jitter,
             "calls_without": scale.calls,
             "calls_with": total,
             "origin_requests_without": plain.requests,

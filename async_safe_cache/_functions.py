@@ -1,0 +1,120 @@
+"""The decorated functions of one cache: who has which name, and how one ends."""
+
+import asyncio
+import math
+from collections.abc import Callable
+from typing import Any, final
+from weakref import ref
+
+from ._closing import Closing
+from ._engine import Engine
+from ._flights import Flight
+from ._function import ATTRIBUTE, CachedFunction
+from .outcomes import RemovalCause
+
+__all__ = ["Functions"]
+
+
+@final
+class Functions:
+    """The decorated functions of one cache that are alive, by name.
+
+    Holds them weakly: a cache keeps no function, and so no closure, alive.
+    """
+
+    def __init__(self, engine: Engine, closing: Closing) -> None:
+        self.engine = engine
+        self.closing = closing
+        self._names: dict[str, list[ref[Any]]] = {}  # bounded by the live functions
+
+    def register(self, function: CachedFunction, wrapper: object) -> None:
+        """Take in a newly decorated function."""
+        engine, name = self.engine, function.name
+        counters, space, instances = function.counters, function.space, function.instances
+
+        def retire(dropped: list[object]) -> None:
+            del engine.counters[counters]
+            engine.retired.add(counters)
+            for each in (space, *tuple(instances.values())):
+                engine.drop(each, dropped)
+
+        def gone(reference: ref[Any]) -> None:
+            # The function was collected: no place to take a lock.
+            engine.later.append(retire)
+            engine.later.append(lambda _: self._discard(name, reference))
+
+        with engine.store.lock:
+            replaced = self._add(function, wrapper, gone)
+            engine.counters[counters] = None
+        for older in replaced:
+            engine.remove_spaces(older.spaces, RemovalCause.CLEARED)
+
+    async def close(self, function: CachedFunction, *, wait: bool) -> None:
+        engine, closing = self.engine, self.closing
+        loop = asyncio.get_running_loop()
+        function.closed = True
+        if wait:
+            await closing.ended(self.flights_of(function), math.inf, threads=True)
+        engine.remove_spaces(function.spaces, RemovalCause.CLEARED)
+        closing.dismiss(self.flights_of(function), function.name)
+        deadline = loop.time() + function.options.cancel_grace
+        await closing.ended(self.flights_of(function), deadline, threads=False)
+
+    def close_here(self, function: CachedFunction, *, wait: bool) -> None:
+        function.closed = True
+        if wait:
+            self.closing.ended_here(self.flights_of(function))
+        self.engine.remove_spaces(function.spaces, RemovalCause.CLEARED)
+        self.closing.dismiss(self.flights_of(function), function.name)
+
+    def flights_of(self, function: CachedFunction) -> Callable[[], list[Flight]]:
+        def flights() -> list[Flight]:
+            spaces = set(function.spaces())
+            return [each for each in self.engine.flights.running if each.key[0] in spaces]
+
+        return flights
+
+    def _add(
+        self, function: CachedFunction, wrapper: Any, gone: Callable[["ref[Any]"], object]
+    ) -> list[CachedFunction]:
+        """Take *function* in; return those that it replaces.
+
+        A function of the same module and qualified name but with another code
+        object is a newer version: a reload, or a notebook cell run again.
+
+        Raises:
+            ValueError: Another live function has the same explicit prefix.
+        """
+        living = self._living(function.name)
+        module, qualname, code = function.identity
+        older = [
+            each
+            for each in living
+            if each.identity[:2] == (module, qualname) and each.identity[2] is not code
+        ]
+        others = [each for each in living if each not in older and each.explicit]
+        if function.explicit and others:
+            first = ".".join(others[0].identity[:2])
+            raise ValueError(
+                f"prefix={function.name!r} names the entries of {first} already; it cannot name "
+                f"those of {module}.{qualname} too: give each function a prefix of its own"
+            )
+        keep = [
+            each
+            for each in self._names.get(function.name, ())
+            if (known := each()) is not None and getattr(known, ATTRIBUTE) not in older
+        ]
+        self._names[function.name] = [*keep, ref(wrapper, gone)]
+        return older
+
+    def _living(self, name: str) -> list[CachedFunction]:
+        wrappers = [each() for each in self._names.get(name, ())]
+        return [getattr(each, ATTRIBUTE) for each in wrappers if each is not None]
+
+    def _discard(self, name: str, wrapper: "ref[Any]") -> None:
+        """Forget a function that is gone."""
+        left = [each for each in self._names.get(name, ()) if each is not wrapper]
+        if left:
+            self._names[name] = left
+        else:
+            self._names.pop(name, None)

@@ -1,0 +1,433 @@
+"""The way of a call that is no hit: join, load, land, answer.
+
+    enter   under the lock: a hit? a flight to join? one to wait out? else open one
+    run     in a task of the cache's own (async def) or in the first thread (def)
+    land    under the lock: stored only if the registry still holds *this* flight
+    answer  every waiter, outside the lock
+
+Everything is decided synchronously under the engine's lock and awaited
+afterwards. A load never waits for a lock, and no caller owns one.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from contextvars import copy_context
+from enum import Enum, auto
+from inspect import isawaitable
+from typing import Any, Final, Literal, final
+
+from ._engine import Engine, check_value
+from ._flights import (
+    Failure,
+    Flight,
+    Loop,
+    Outcome,
+    ThreadWaiter,
+    Waiter,
+    current_flight,
+    release,
+    running_loop,
+    wake,
+)
+from ._keys import DataKey
+from ._store import ENTRY_OVERHEAD, Entry, Namespace
+from ._weight import weigh_key
+from .errors import LoadCancelledError, RecursiveLoadError
+from .options import UNSET, CacheOptions, Unset
+from .outcomes import MissReason
+
+__all__ = ["Load", "Loads"]
+
+_log = logging.getLogger("async_safe_cache")
+
+FAILURE_WEIGHT: Final = 1024
+"""Bytes accounted for a remembered exception, whose own are unknown."""
+
+
+class Step(Enum):
+    """What `enter` decided for one caller."""
+
+    HIT = auto()
+    JOIN = auto()
+    LEAD = auto()
+    CLEAN_UP = auto()
+
+
+@final
+class Load:
+    """What is to be loaded: an address in the store, the call, its options."""
+
+    __slots__ = ("call", "key", "kind", "options", "space")
+
+    def __init__(
+        self,
+        space: Namespace,
+        key: DataKey,
+        kind: object,
+        call: Callable[[], Any],
+        options: CacheOptions,
+    ) -> None:
+        self.space = space
+        self.key = key
+        self.kind = kind
+        self.call = call
+        self.options = options
+
+
+@final
+class Loads:
+    """The loads of one cache."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.flights = engine.flights
+        self.store = engine.store
+        self._lock = engine.store.lock
+
+    async def load(self, load: Load, *, refresh: bool = False, in_thread: bool = False) -> Any:
+        """Return the value of *load*, by a hit, by joining its flight, or by a new one.
+
+        With *refresh* a fresh value is no hit, and nothing is counted as a call.
+        """
+        loop = asyncio.get_running_loop()
+        counted = refresh
+        while True:
+            waiter: asyncio.Future[Outcome | None] = loop.create_future()
+            step, what, begun = self._enter(load, waiter, loop, refresh, counted, in_thread)
+            if isinstance(what, Entry):
+                return opened(what.value)
+            counted = True
+            if step is Step.CLEAN_UP:
+                timer = loop.call_later(load.options.cancel_grace, release, waiter)
+                try:
+                    await self._wait(what, waiter)
+                finally:
+                    timer.cancel()
+                self._overtake(what, load.options.cancel_grace)
+                continue
+            if step is Step.LEAD:
+                start = self._start_thread if in_thread else self._start_task
+                start(what, load)
+            outcome = await self._wait(what, waiter)
+            if outcome is None:
+                continue  # nobody answered: its loop died, or it was given up
+            if not refresh:
+                self.engine.recent.waited(outcome.ended - begun)
+            result = outcome.failure or outcome.value
+            del outcome, waiter, what
+            try:
+                return opened(result)
+            finally:
+                del result
+
+    def load_here(self, load: Load) -> Any:
+        """Do the same for a plain `def`: load in this thread, or block until another one has."""
+        if self.engine.reentered:
+            # A finaliser in the middle of a write: it may not wait for anything.
+            load.space.counters.misses += 1
+            self.engine.misses_by_reason[MissReason.BYPASSED] += 1
+            return load.call()
+        counted = False
+        while True:
+            waiter = ThreadWaiter()
+            step, what, begun = self._enter(load, waiter, None, False, counted, False)
+            if isinstance(what, Entry):
+                return opened(what.value)
+            counted = True
+            grace = load.options.cancel_grace
+            current = current_flight.get()
+            outcome: Outcome | None
+            try:
+                if step is Step.LEAD:
+                    outcome = self._lead(what, load)
+                else:
+                    waiter.wait(grace if step is Step.CLEAN_UP else -1)
+                    outcome = waiter.outcome
+            finally:
+                self._forget(current, what, waiter)
+            if step is Step.CLEAN_UP:
+                self._overtake(what, grace)
+                continue
+            if outcome is None:
+                continue
+            self.engine.recent.waited(outcome.ended - begun)
+            result = outcome.failure or outcome.value
+            del outcome, waiter, what
+            try:
+                return opened(result)
+            finally:
+                del result
+
+    def _enter(
+        self,
+        load: Load,
+        waiter: Waiter,
+        loop: Loop | None,
+        refresh: bool,
+        counted: bool,
+        in_thread: bool,
+    ) -> tuple[Literal[Step.HIT], Entry, float] | tuple[Step, Flight, float]:
+        """Decide, in one step, what this caller does."""
+        now = self.engine.clock()
+        space, key = load.space, load.key
+        current = current_flight.get()
+        dropped: list[object] = []
+        with self._lock:
+            self.engine.catch_up(dropped)
+            self.engine.admit()
+            self.engine.recent.roll(now, self.engine.stats)
+            if not refresh:
+                entry = self.store.find(space, key, now)
+                if entry is not None:
+                    space.counters.hits += not counted
+                    return Step.HIT, entry, now
+            flight = self.flights.get((space, key))
+            if flight is None:
+                if not counted:
+                    self.engine.miss(space, key)
+                keep = load.options.on_abandon == "finish"
+                owner = None if in_thread else loop
+                flight = self.flights.open((space, key), space.name, owner, keep=keep)
+                if loop is None:
+                    flight.thread = threading.get_ident()
+                else:
+                    self.flights.join(flight, waiter, loop)
+                step = Step.LEAD
+            else:
+                self._refuse_deadlock(current, flight, loop)
+                if flight.cancelling:
+                    if not counted:
+                        self.engine.miss(space, key)
+                    self.flights.watch(flight, waiter, loop)
+                    step = Step.CLEAN_UP
+                else:
+                    space.counters.coalesced += not counted
+                    self.flights.join(flight, waiter, loop)
+                    step = Step.JOIN
+            if current is not None:
+                current.waits_on[waiter] = flight
+            return step, flight, now
+
+    def _refuse_deadlock(self, current: Flight | None, flight: Flight, loop: Loop | None) -> None:
+        """Locked. Raise RecursiveLoadError if waiting for *flight* could never end."""
+        chain = self.flights.cycle(current, flight)
+        if chain:
+            raise RecursiveLoadError(chain)
+        if loop is None:
+            here = running_loop()
+            if flight.thread == threading.get_ident() or (here and flight.loop is here):
+                caller = current.name if current else flight.name
+                raise RecursiveLoadError((caller, flight.name), blocking_loop=True)
+
+    async def _wait(
+        self, flight: Flight, waiter: "asyncio.Future[Outcome | None]"
+    ) -> Outcome | None:
+        """Wait for the outcome; leave the flight when the caller is cancelled."""
+        current = current_flight.get()
+        try:
+            outcome = await waiter
+        except GeneratorExit:
+            # The collector closes a coroutine whose loop died: no place to take a lock.
+            self.engine.later.append(lambda _: self._forget(current, flight, waiter))
+            raise
+        except BaseException:
+            self._forget(current, flight, waiter)
+            raise
+        if current is not None:
+            current.waits_on.pop(waiter, None)
+        return outcome
+
+    def _forget(self, current: Flight | None, flight: Flight, waiter: Waiter) -> None:
+        """Take *waiter* out of *flight*; cancel the load when it was the last."""
+        if current is not None:
+            current.waits_on.pop(waiter, None)
+        if flight.done:
+            return
+        with self._lock:
+            doomed = self.flights.leave(flight, waiter)
+        if doomed is not None:
+            doomed.cancel()
+
+    def _overtake(self, flight: Flight, grace: float) -> None:
+        """Go on beside *flight* if it is still in the way when the grace is over."""
+        with self._lock:
+            before = self.flights.overlapping
+            watchers = self.flights.give_up(flight)
+            overtaken = self.flights.overlapping > before
+        wake(watchers, None)
+        if overtaken:
+            _log.warning(
+                "the cancelled load of %s is not cleaned up after %s s; another starts beside it",
+                flight.name,
+                grace,
+            )
+
+    def _start_task(self, flight: Flight, load: Load) -> None:
+        """Run *load* in a task of the cache's own, which no caller owns."""
+        context = copy_context()
+        context.run(current_flight.set, flight)
+        running = self._run(flight, load)
+        try:
+            loop = asyncio.get_running_loop()
+            flight.task = loop.create_task(running, name=f"load of {flight.name}", context=context)
+        except BaseException as error:  # noqa: BLE001 - the waiters get it
+            running.close()
+            self._conclude(flight, load, None, error)
+            return
+        flight.task.add_done_callback(lambda task: self._task_done(flight, load, task))
+        if flight.cancelling:
+            flight.cancel()
+
+    def _task_done(self, flight: Flight, load: Load, task: "asyncio.Task[None]") -> None:
+        """Clean up after a task that was cancelled before its first step: it ran nothing."""
+        if not flight.done:
+            self._conclude(flight, load, None, asyncio.CancelledError())
+        if not task.cancelled():
+            task.exception()  # an interrupt was raised where it belongs; nobody else asks for it
+
+    def _start_thread(self, flight: Flight, load: Load) -> None:
+        """Run the *load* of a plain `def` in a thread of the cache's own."""
+
+        def work() -> None:
+            flight.thread = threading.get_ident()
+            try:
+                self._lead(flight, load)
+            finally:
+                self.engine.workers.discard(threading.current_thread())
+
+        context = copy_context()
+        thread = threading.Thread(
+            target=context.run, args=(work,), name=f"load of {flight.name}", daemon=True
+        )
+        self.engine.workers.add(thread)
+        try:
+            thread.start()
+        except BaseException as error:  # noqa: BLE001 - the waiters get it
+            self.engine.workers.discard(thread)
+            self._conclude(flight, load, None, error)
+
+    async def _run(self, flight: Flight, load: Load) -> None:
+        """Run the loader; its outcome goes to the waiters, never into the task."""
+        value: object = None
+        error: BaseException | None = None
+        try:
+            value = load.call()
+            if isawaitable(value):
+                value = await value
+        except GeneratorExit:
+            self.engine.later.append(lambda _: wake(self.flights.end(flight), None))
+            raise
+        except BaseException as caught:  # noqa: BLE001 - every waiter gets it
+            error = _trimmed(caught)
+        self._conclude(flight, load, value, error)
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            try:
+                raise error
+            finally:
+                del error
+
+    def _lead(self, flight: Flight, load: Load) -> Outcome:
+        """Run the loader of a plain `def` in this thread."""
+        value: object = None
+        error: BaseException | None = None
+        token = current_flight.set(flight)
+        try:
+            value = load.call()
+        except BaseException as caught:  # noqa: BLE001 - every waiter gets it
+            error = _trimmed(caught)
+        finally:
+            current_flight.reset(token)
+        outcome = self._conclude(flight, load, value, error)
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            try:
+                raise error
+            finally:
+                del error, outcome
+        return outcome
+
+    def _conclude(
+        self, flight: Flight, load: Load, value: object, error: BaseException | None
+    ) -> Outcome:
+        """Land *flight* and answer its waiters."""
+        weight = 0
+        now = self.engine.time_or_never()
+        rejected = False
+        cancelled = isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, SystemExit))
+        remember: float | None | Unset = UNSET
+        if error is None:
+            try:
+                check_value(f"the loader of {flight.name!r}", value)
+                rejected = True
+                weight = self.engine.measure(load.key, value)
+                rejected = False
+            except Exception as caught:  # noqa: BLE001 - every waiter gets it
+                error = _trimmed(caught)
+        elif cancelled:
+            stopped_by, error = error, LoadCancelledError(flight.name)
+            error.__cause__ = stopped_by
+        elif isinstance(error, StopIteration):
+            stopped = RuntimeError(f"the loader of {flight.name!r} raised StopIteration")
+            stopped.__cause__ = error
+            error = stopped
+        failure = None if error is None else Failure(error, error.__traceback__)
+        if error is not None and not cancelled and load.options.negative:
+            remember = self._remember(load.options, error)
+        ttl = self.engine.shortened(load.options)
+        dropped: list[object] = []
+        with self._lock:
+            self.engine.catch_up(dropped)
+            counters = load.space.counters
+            counters.loads += not (cancelled and flight.cancelling)
+            counters.load_errors += failure is not None and not (cancelled and flight.cancelling)
+            if self.flights.land(flight):
+                if failure is None:
+                    self.store.put(
+                        load.space, load.key, load.kind, value, weight, ttl, now, dropped
+                    )
+                elif remember is not UNSET:
+                    size = ENTRY_OVERHEAD + FAILURE_WEIGHT + weigh_key(load.key)
+                    self.store.put(
+                        load.space,
+                        load.key,
+                        None,
+                        failure.remembered(),
+                        size,
+                        remember,
+                        now,
+                        dropped,
+                    )
+                elif rejected:
+                    self.store.reject(load.space, load.key)
+            waiting = self.flights.end(flight)
+        outcome = Outcome(value, failure, now)
+        wake(waiting, outcome)
+        return outcome
+
+    def _remember(self, options: CacheOptions, error: BaseException) -> float | None | Unset:
+        try:
+            return options.negative_ttl(error)
+        except Exception as caught:  # noqa: BLE001 - the caller must get the load's own error
+            _log.warning(
+                "negative= failed with %s for a %s, which is therefore not remembered",
+                type(caught).__name__,
+                type(error).__name__,
+            )
+            return UNSET
+
+
+def _trimmed(error: BaseException) -> BaseException:
+    """Take the catching frame out of the traceback of *error*: it holds what holds the error."""
+    traceback = error.__traceback__
+    return BaseException.with_traceback(error, traceback.tb_next if traceback else None)
+
+
+def opened(value: object) -> Any:
+    """Return *value*, or raise it if it is a failure; no frame keeps that failure."""
+    if type(value) is not Failure:
+        return value
+    try:
+        value.throw()
+    finally:
+        del value
