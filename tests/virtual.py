@@ -94,3 +94,13 @@ class Loader:
             raise result
         return result
 
+
+
+def at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine that must not wait for anything, and return its result."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    coroutine.close()
+    raise AssertionError("it waited")
