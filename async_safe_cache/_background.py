@@ -1,8 +1,8 @@
 """Supervised background work: it never dies silently and ends with the cache.
 
-One task group holds every job. A job that fails is counted, named in health and
-run again at its next turn; one whose loop died is `lost` until somebody with a
-live loop starts it again. Nothing the cache promises depends on it.
+A job that fails is counted, named in health and run again at its next turn; one
+whose loop died is `lost` until somebody with a live loop starts it again. Nothing
+the cache promises depends on it.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ class Background:
         if not self.running:
             # A context of its own: the job pins and sees no request.
             self._task = asyncio.get_running_loop().create_task(
-                self._supervise(), name=f"async_safe_cache {self.name}", context=Context()
+                self._repeat(), name=f"async_safe_cache {self.name}", context=Context()
             )
 
     async def stop(self, timeout: float) -> None:
@@ -94,10 +94,6 @@ class Background:
         except RuntimeError:
             return  # closed in this very moment
         await asyncio.wait([ended], timeout=timeout)
-
-    async def _supervise(self) -> None:
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._repeat)
 
     async def _repeat(self) -> None:
         while True:

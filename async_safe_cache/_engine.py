@@ -118,6 +118,7 @@ class Engine:
         dropped: list[object] = []
         with self._lock:
             self.catch_up(dropped)
+            self.recent.roll(now, self.stats)
             return action(now, dropped)
 
     def catch_up(self, dropped: list[object]) -> None:

@@ -210,10 +210,8 @@ class Flights:
         """Locked. Return the flight registered for *key*, which may be cancelling."""
         flight = self._registry.get(key)
         if flight is not None and flight.loop is not None and flight.loop.is_closed():
-            # Its loop died without ending its tasks: nobody will ever hear from it.
-            del self._registry[key]
-            self.running.pop(flight, None)
-            flight.done = True
+            # Its loop died without ending its tasks: whoever waits loads for himself.
+            wake(self.end(flight), None)
             return None
         return flight
 

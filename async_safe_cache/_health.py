@@ -3,8 +3,8 @@
 `Recent` keeps snapshots of the counters every 10 seconds for 5 minutes and a
 histogram of what callers waited in between; `report` turns counters into a
 status, alerts with advice and a dict that is ready for JSON. Constant in time
-and memory. A slice begins with the first event after its 10 seconds other than
-a hit (hits tell nobody); so its edges are that exact and no more.
+and memory. A slice begins with the first event after 10 seconds other than a hit
+(hits tell nobody); so its edges are that exact and no more.
 """
 
 import math
@@ -42,12 +42,15 @@ class Recent:
         count = int(WINDOW / SLICE) + 1
         self._slices: deque[_Slice] = deque([_Slice(now, CacheStats())], maxlen=count)
         self._next = now + SLICE
+        self._last = now
 
     def roll(self, now: float, snapshot: Callable[[], CacheStats]) -> None:
-        """Begin a new slice when the last one is over."""
+        """Note an event, before it is counted; begin a new slice when the last one is over."""
         if now >= self._next:
-            self._slices.append(_Slice(now, snapshot()))
+            # What was counted until now happened at the last event at the latest.
+            self._slices.append(_Slice(self._last, snapshot()))
             self._next = now + SLICE
+        self._last = now
 
     def waited(self, seconds: float) -> None:
         """Count one caller that waited *seconds*."""

@@ -52,9 +52,9 @@ class Scale:
     calls: int = 4_000
     more_calls: int = 76_000
     delay: float = 0.1
-    ttl: float = 3.0
-    jitter: float = 0.3
-    max_memory_bytes: int = 1_000_000
+    ttl: float = 5.0
+    jitter: float = 0.5
+    max_memory_bytes: int = 700_000
 
 
 SCALE = Scale()

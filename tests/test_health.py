@@ -1,0 +1,150 @@
+"""Health tells the truth at any time, and what to do."""
+
+import json
+import threading
+from typing import Any
+
+import pytest
+
+from async_safe_cache import AlertThresholds, AsyncSafeCache, race_safe_cached
+
+from .virtual import Loader, VirtualClock, at_once, run_virtual
+
+STATS = {
+    "hit_rate", "memory_mb", "memory_usage", "entries", "hits", "misses", "coalesced", "calls",
+    "loads", "load_errors", "overlapping_loads", "evictions", "eviction_rate", "error_rate",
+    "response_time_ms", "misses_by_reason", "evictions_by_cause",
+}  # fmt: skip
+
+
+def names(health: dict[str, Any]) -> list[str]:
+    return [alert["name"] for alert in health["alerts"]]
+
+
+def test_health_of_a_cache_that_did_nothing(clock: VirtualClock) -> None:
+    cache = AsyncSafeCache("new", clock=clock)
+    health = at_once(cache.get_health_info())
+    assert health["status"] == "healthy"
+    assert health["alerts"] == []
+    assert set(health["cache_stats"]) >= STATS
+    numbers = [value for value in health["cache_stats"].values() if not isinstance(value, dict)]
+    assert numbers == [0] * len(numbers)
+    assert set(health["cache_stats"]["misses_by_reason"]) >= {"ABSENT", "EXPIRED", "EVICTED"}
+    assert set(health["cache_stats"]["misses_by_reason"].values()) == {0}
+    assert json.loads(json.dumps(health)) == health
+
+
+def test_health_counts_what_is_there(clock: VirtualClock) -> None:
+    cache = AsyncSafeCache(clock=clock, max_memory_bytes=1024**2)
+    at_once(cache.set("a", b"x" * 1024))
+    at_once(cache.set("b", 1, ttl=1))
+    at_once(cache.get("a"))
+    at_once(cache.get("no"))
+    clock.advance(1)
+    stats = cache.health()["cache_stats"]
+    assert (stats["entries"], stats["hits"], stats["misses"], stats["calls"]) == (1, 1, 1, 2)
+    assert stats["hit_rate"] == 50
+    assert stats["memory_bytes"] == cache.memory_bytes > 1024
+    assert stats["memory_mb"] == pytest.approx(cache.memory_bytes / 1024**2, abs=1e-6)
+    assert stats["memory_usage"] == pytest.approx(100 * cache.memory_bytes / 1024**2, abs=1e-3)
+
+
+def test_a_low_hit_rate_alerts_after_a_thousand_calls(clock: VirtualClock) -> None:
+    cache = AsyncSafeCache(clock=clock)
+    for key in range(999):
+        at_once(cache.get(key))
+    assert cache.health()["status"] == "healthy"
+    at_once(cache.get("one more"))
+    health = cache.health()
+    assert (health["status"], names(health)) == ("degraded", ["hit_rate"])
+    (alert,) = health["alerts"]
+    assert (alert["observed"], alert["threshold"], alert["unit"]) == (0, 70, "%")
+    assert alert["advice"]
+    off = AsyncSafeCache(clock=clock, thresholds=AlertThresholds(hit_rate_low=None))
+    for key in range(2_000):
+        at_once(off.get(key))
+    assert off.health()["status"] == "healthy"
+
+
+def test_failing_loads_alert(clock: VirtualClock) -> None:
+    cache = AsyncSafeCache(clock=clock)
+
+    @race_safe_cached(cache)
+    def load(x):
+        if x == 1:
+            raise ValueError("no")
+        return x
+
+    with pytest.raises(ValueError, match="no"):
+        load(1)
+    assert load(2) == 2
+    health = cache.health()
+    assert health["cache_stats"]["error_rate"] == 50
+    assert (health["status"], names(health)) == ("degraded", ["error_rate"])
+
+
+def test_response_time_is_the_p95_of_what_callers_waited(clock: VirtualClock) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        await cache.get_or_load("slow", Loader(seconds=0.3))
+        response = cache.health()["cache_stats"]["response_time_ms"]
+        assert 300 <= response <= 330
+        assert names(cache.health()) == ["response_time"]
+        for _ in range(30):
+            await cache.get("slow")
+        assert cache.health()["cache_stats"]["response_time_ms"] == 0, "a hit counts 0"
+        await cache.get_or_load("slower", Loader(seconds=2))
+        await cache.get_or_load("slowest", Loader(seconds=4))
+        assert cache.health()["cache_stats"]["response_time_ms"] > 300
+        clock.advance(400)
+        await cache.get("no")
+        clock.advance(400)
+        assert cache.health()["cache_stats"]["response_time_ms"] == 0, "5 minutes are over"
+
+    run_virtual(main(), clock)
+
+
+def test_evictions_alert_and_full_memory_makes_it_a_warning(clock: VirtualClock) -> None:
+    by_entries = AsyncSafeCache(clock=clock, max_entries=10)
+    for key in range(200):
+        at_once(by_entries.set(key, key))
+    health = by_entries.health()
+    assert (health["status"], names(health)) == ("degraded", ["eviction_rate"])
+    assert health["cache_stats"]["eviction_rate"] == 190
+    assert health["cache_stats"]["evictions_by_cause"] == {"max_entries": 190, "max_memory_bytes": 0}
+    by_memory = AsyncSafeCache(clock=clock, max_memory_bytes=50_000)
+    for key in range(500):
+        at_once(by_memory.set(key, key))
+    health = by_memory.health()
+    assert (health["status"], names(health)) == ("warning", ["eviction_rate", "memory_usage"])
+    clock.advance(130)
+    at_once(by_memory.get("no"))
+    assert by_memory.health()["status"] == "healthy", "a full cache is what a cache should be"
+
+
+def test_stats_of_a_window(clock: VirtualClock) -> None:
+    cache = AsyncSafeCache(clock=clock)
+    for _ in range(10):
+        at_once(cache.get("no"))
+        clock.advance(10)
+    assert cache.stats().misses == 10
+    assert cache.stats(30).misses == 2
+    assert cache.stats(300).misses == 10
+    for wrong in (0, -1, 301):
+        with pytest.raises(ValueError, match="window"):
+            cache.stats(wrong)
+
+
+def test_health_works_closed_and_from_any_thread(clock: VirtualClock) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        await cache.start()
+        await cache.aclose()
+        assert cache.health()["status"] == "closed"
+        found: list[Any] = []
+        thread = threading.Thread(target=lambda: found.append(cache.health()))
+        thread.start()
+        thread.join()
+        assert found[0]["status"] == "closed"
+
+    run_virtual(main(), clock)
