@@ -111,7 +111,10 @@ def test_evictions_alert_and_full_memory_makes_it_a_warning(clock: VirtualClock)
     health = by_entries.health()
     assert (health["status"], names(health)) == ("degraded", ["eviction_rate"])
     assert health["cache_stats"]["eviction_rate"] == 190
-    assert health["cache_stats"]["evictions_by_cause"] == {"max_entries": 190, "max_memory_bytes": 0}
+    assert health["cache_stats"]["evictions_by_cause"] == {
+        "max_entries": 190,
+        "max_memory_bytes": 0,
+    }
     by_memory = AsyncSafeCache(clock=clock, max_memory_bytes=50_000)
     for key in range(500):
         at_once(by_memory.set(key, key))

@@ -123,7 +123,8 @@ def test_a_wrong_threshold_names_itself(option: str, value: Any, error: type[Exc
 
 
 @pytest.mark.parametrize(
-    ("weight", "error"), [(-1, ValueError), (math.nan, ValueError), ("5", TypeError), (None, TypeError)]
+    ("weight", "error"),
+    [(-1, ValueError), (math.nan, ValueError), ("5", TypeError), (None, TypeError)],
 )
 def test_a_weigher_that_answers_nonsense_changes_nothing(
     weight: Any, error: type[Exception]
@@ -187,7 +188,9 @@ def test_a_class_or_a_generator_function_cannot_be_decorated() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("on_abandon", "finish"), ("cancel_grace", 1)], ids=["on_abandon", "grace"]
+    ("option", "value"),
+    [("on_abandon", "finish"), ("cancel_grace", 1)],
+    ids=["on_abandon", "grace"],
 )
 def test_an_option_that_needs_a_task_is_refused_on_a_plain_def(option: str, value: Any) -> None:
     cache = AsyncSafeCache()

@@ -55,7 +55,9 @@ class Model:
 
 
 STEP = st.tuples(
-    st.sampled_from(["set", "set", "get", "get", "delete", "expire", "touch", "clear", "wait", "sweep"]),
+    st.sampled_from(
+        ["set", "set", "get", "get", "delete", "expire", "touch", "clear", "wait", "sweep"]
+    ),
     st.integers(0, 7),
     st.sampled_from([None, 0.25, 0.5, 1, 1.5, 3]),
 )
@@ -164,7 +166,9 @@ def test_accounted_bytes_stay_exact_over_many_overwrites(clock: VirtualClock) ->
     cache = AsyncSafeCache(clock=clock, max_memory_bytes=2_000_000)
     chance = random.Random(1)
     for number in range(20_000):
-        at_once(cache.set("key", b"x" * chance.randrange(10_000), ttl=chance.choice([None, 5, 3600])))
+        at_once(
+            cache.set("key", b"x" * chance.randrange(10_000), ttl=chance.choice([None, 5, 3600]))
+        )
         if number % 1_000 == 0:
             cache.check()
     cache.check()

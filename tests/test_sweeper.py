@@ -1,6 +1,7 @@
 """The sweeper frees memory; reads never need it."""
 
 import asyncio
+from itertools import pairwise
 
 from async_safe_cache import AsyncSafeCache
 
@@ -32,7 +33,7 @@ def test_a_sweep_lets_others_run_between_its_slices(clock: VirtualClock) -> None
         while not sweep.done():
             seen.append(len(cache._engine.store.order))
             await asyncio.sleep(0)
-        steps = [before - after for before, after in zip(seen, seen[1:], strict=False)]
+        steps = [before - after for before, after in pairwise(seen)]
         assert max(steps) <= 100
         assert len(cache._engine.store.order) == 0
 

@@ -95,7 +95,6 @@ class Loader:
         return result
 
 
-
 def at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine that must not wait for anything, and return its result."""
     try:
