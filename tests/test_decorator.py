@@ -468,3 +468,109 @@ def test_a_default_ttl_and_the_options_of_each_level(clock: VirtualClock) -> Non
         for key in (cache.key_for(inherits, 1), cache.key_for(for_ever, 1), "cache", "call")
     ]
     assert left == [10, None, 10, 20]
+
+
+def test_a_hit_of_a_decorated_function_ends_with_its_ttl(clock: VirtualClock) -> None:
+    cache = AsyncSafeCache(clock=clock)
+    calls = []
+
+    @race_safe_cached(cache, ttl=30)
+    def f(x):
+        calls.append(x)
+        return len(calls)
+
+    @race_safe_cached(cache, ttl=30)
+    def g(x, y):
+        return f(x)
+
+    assert (f(1), g(1, 2)) == (1, 1)
+    clock.now = 1029.999
+    assert (f(1), g(1, 2)) == (1, 1)
+    clock.now = 1030.0
+    assert f(1) == 2
+    assert g(1, 2) == 2
+
+
+async def test_a_new_instance_at_the_address_of_an_old_one_finds_nothing() -> None:
+    cache = AsyncSafeCache()
+
+    class Thing:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        @race_safe_cached(cache)
+        async def get(self, x):
+            return self.name
+
+    old, new = Thing("old"), Thing("new")
+    assert await old.get(1) == "old"
+    function = Thing.get.__async_safe_cache__
+    function.instances[id(new)] = function.instances[id(old)]  # as if the id was used again
+    assert await new.get(1) == "new"
+    assert await old.get(1) == "old"
+
+
+async def test_a_refresh_that_joins_a_load_is_no_call() -> None:
+    cache = AsyncSafeCache()
+    go = asyncio.Event()
+
+    @race_safe_cached(cache)
+    async def f(x):
+        await go.wait()
+        return [x]
+
+    call = asyncio.create_task(f(1))
+    await asyncio.sleep(0)
+    refresh = asyncio.create_task(cache.refresh(f, 1))
+    await asyncio.sleep(0)
+    go.set()
+    assert await call is await refresh
+    stats = cache.stats()
+    assert (stats.calls, stats.loads, stats.misses) == (1, 1, 1)
+
+
+async def test_a_refresh_keeps_the_older_value_until_it_ends_and_when_it_fails() -> None:
+    cache = AsyncSafeCache()
+    results: list[Any] = [1, 2, OSError("origin down")]
+    go = asyncio.Event()
+
+    @race_safe_cached(cache)
+    async def f(x):
+        await go.wait()
+        result = results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    go.set()
+    assert await f(1) == 1
+    go.clear()
+    refresh = asyncio.create_task(cache.refresh(f, 1))
+    await asyncio.sleep(0)
+    assert await f(1) == 1
+    go.set()
+    assert await refresh == 2
+    assert await f(1) == 2
+    with pytest.raises(OSError, match="origin down"):
+        await cache.refresh(f, 1)
+    assert await f(1) == 2
+
+
+async def test_a_delete_during_a_refresh_drops_its_result() -> None:
+    cache = AsyncSafeCache()
+    go = asyncio.Event()
+    go.set()
+
+    @race_safe_cached(cache)
+    async def f(x):
+        await go.wait()
+        return [x]
+
+    await f(1)
+    go.clear()
+    refresh = asyncio.create_task(cache.refresh(f, 1))
+    await asyncio.sleep(0)
+    assert await cache.invalidate(f, 1)
+    go.set()
+    assert await refresh == [1]
+    assert not f.cache_contains(1)

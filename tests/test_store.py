@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from async_safe_cache import AsyncSafeCache, MissReason
+from async_safe_cache import AsyncSafeCache, MissReason, RemovalCause
 from async_safe_cache._store import ENTRY_OVERHEAD
 
 from .virtual import VirtualClock, at_once
@@ -310,3 +310,43 @@ def test_a_finaliser_of_a_removed_value_may_use_the_cache(clock: VirtualClock) -
     at_once(cache.set("value", 2))
     assert seen == [1]
     assert cache.peek("other", None) is None
+
+
+def test_removing_an_entry_that_was_replaced_leaves_its_successor(clock: VirtualClock) -> None:
+    cache = AsyncSafeCache(clock=clock)
+    at_once(cache.set("key", "old"))
+    store, space = cache._engine.store, cache._raw
+    old = space.data["key"]
+    at_once(cache.set("key", "new"))
+    dropped: list[object] = []
+    store._unlink(old, RemovalCause.EVICTED, dropped)
+    assert cache.peek("key") == "new"
+    assert dropped == []
+
+
+def test_one_large_value_takes_the_place_of_many_expired_ones(clock: VirtualClock) -> None:
+    cache = AsyncSafeCache(max_memory_bytes=100_000, clock=clock)
+    at_once(cache.set("live", b"x" * 1_000))
+    for key in range(20):
+        at_once(cache.set(key, b"x" * 3_000, ttl=1))
+    clock.advance(1)
+    at_once(cache.set("large", b"x" * 90_000))
+    assert cache.stats().evictions == 0
+    assert at_once(cache.get_many(["live", "large"])).keys() == {"live", "large"}
+
+
+def test_seconds_that_came_and_went_leave_nothing_in_the_expiry_index(clock: VirtualClock) -> None:
+    cache = AsyncSafeCache(clock=clock)
+    for ttl in range(1, 5_000):
+        at_once(cache.set("key", ttl, ttl=10_000 + ttl))
+    index = cache._engine.store._expiry
+    assert len(index._buckets) == 1
+    assert len(index._seconds) <= 66
+
+
+def test_a_removal_that_happens_again_is_the_latest(clock: VirtualClock) -> None:
+    cache = AsyncSafeCache(clock=clock)
+    for key in ["first", *range(200), "first", *range(1_000, 1_200)]:
+        at_once(cache.set(key, 1))
+        at_once(cache.delete(key))
+    assert at_once(cache.lookup("first")).reason is MissReason.DELETED

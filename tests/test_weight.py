@@ -46,6 +46,9 @@ class Bag:
     def __init__(self, **attributes: object) -> None:
         self.__dict__.update(attributes)
 
+    def method(self) -> None:
+        """Keeps its instance, which is not part of it."""
+
 
 Pair = namedtuple("Pair", "left right")  # noqa: PYI024  # made as libraries make them
 
@@ -126,7 +129,6 @@ def categories(count: int, size: int) -> Callable[[], Any]:
     return make
 
 
-SIZES = [10, 100, 1_000, 100_000]
 SHAPES: dict[str, Callable[[int], Any]] = {
     "list of str": lambda n: [f"item {i}" for i in range(n)],
     "list of int": lambda n: [i + 1_000 for i in range(n)],
@@ -154,12 +156,17 @@ SHAPES: dict[str, Callable[[int], Any]] = {
 def assert_near(make: Callable[[], Any], slack: int = 200) -> None:
     value, truth = traced(make)
     size, _ = weigh(value)
-    # The slack: what the measurement itself allocates, and 28 bytes of slack of the first instances.
+    # The slack: what the measurement itself allocates.
     assert 0.85 * truth - slack <= size <= 1.25 * truth + slack, (size, truth, size / truth)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        *((shape, size) for shape in SHAPES for size in (10, 33, 100, 1_000, 10_000)),
+        *(("list of str", 100_000), ("dict of lists", 100_000), ("dataclasses", 100_000)),
+    ],
+)
 def test_containers_weigh_what_the_allocator_says(shape: str, size: int) -> None:
     # A class's first instances reserve room for attributes to come.
     assert_near(lambda: SHAPES[shape](size), slack=200 + 100 * min(size, 10))
@@ -235,7 +242,7 @@ def test_small_values_are_exact_and_say_so() -> None:
         list(range(300, 333)),
         {i: i for i in range(33)},
         {str(i) for i in range(33)},
-        [[str(i)] * 40 for i in range(3)],
+        [[str(i % 2)] * 300 for i in range(3)],
         [[[str(i + j + k) for k in range(32)] for j in range(32)] for i in range(3)],
     ],
 )
@@ -442,16 +449,12 @@ def test_user_code_that_raises_makes_an_estimate() -> None:
 
 def test_buffers_weigh_the_memory_that_they_show() -> None:
     data = bytes(MEGA)
-    for value in (
-        data,
-        bytearray(MEGA),
-        memoryview(data),
-        memoryview(data)[:10],
-        array.array("b", data),
-    ):
-        assert MEGA < weigh(value)[0] < 1.01 * MEGA, type(value)
-        assert MEGA < weigh([value, value])[0] < 1.01 * MEGA, type(value)
-    assert MEGA < weigh([memoryview(data), memoryview(data), data])[0] < 1.01 * MEGA
+    spare = 1.1 * MEGA  # an array reserves room for more
+    views = (memoryview(data), memoryview(data)[:10])
+    for value in (data, bytearray(MEGA), *views, array.array("b", data)):
+        assert MEGA < weigh(value)[0] < spare, type(value)
+        assert MEGA < weigh([value, value])[0] < spare, type(value)
+    assert MEGA < weigh([*views, data])[0] < spare
     released = memoryview(data)
     released.release()
     assert weigh(released)[0] < 5_000
@@ -493,15 +496,11 @@ def test_classes_modules_functions_and_the_like_are_shells() -> None:
             weakref.ref(bag),
             weakref.proxy(bag),
         ),
-        *(threading.Lock(), threading.RLock(), started, test_only_shells_marker.__get__(bag)),
+        *(threading.Lock(), threading.RLock(), started, bag.method),
     ):
         assert weigh(value)[0] < 5_000, value
         assert weigh([value])[0] < 5_000, value
         assert weigh(Bag(a=value))[0] < 6_000, value
-
-
-def test_only_shells_marker(self: object = None) -> None:
-    """A function to bind: a method keeps its instance, and the instance is not its value."""
 
 
 def test_an_exception_weighs_what_it_says_and_not_where_it_was() -> None:
@@ -517,19 +516,13 @@ def test_an_exception_weighs_what_it_says_and_not_where_it_was() -> None:
     assert weigh(ValueError("x" * MEGA))[0] > MEGA
 
 
-def test_names_of_attributes_and_instance_dicts_are_not_made_to_be_weighed() -> None:
-    def make() -> list[Order]:
-        return [Order(f"k{i}", i + 0.5, [], i + 1_000) for i in range(1_000)]
-
-    orders = make()
-    gc.collect()
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        weigh(orders)
-        assert tracemalloc.get_traced_memory()[0] - before < 500  # a dict each would be 10,000
-    finally:
-        tracemalloc.stop()
+def test_instance_dicts_do_not_come_to_life_by_being_weighed() -> None:
+    """Attributes lie in their object until somebody asks for its `__dict__`."""
+    order = Order("k", 0.5, [], 1_000)
+    weigh([order])
+    assert dict not in map(type, gc.get_referrers(order.tags))
+    assert vars(order)["name"] == "k"
+    assert dict in map(type, gc.get_referrers(order.tags))
 
 
 def test_nothing_is_kept() -> None:
@@ -631,14 +624,7 @@ def test_long_and_deep_keys_weigh_all_they_hold() -> None:
     assert weigh_key(many) > 10_000 * sys.getsizeof("part 1")
     nested: Any = "x" * MEGA
     for _ in range(100):
-        nested = {"k": [nested]} if isinstance(nested, str) else (nested,)
-        if isinstance(nested, tuple) and weigh_key(canonical(nested, "x")) < MEGA:
-            pytest.fail("the innermost part was missed")
-        if weigh_key(canonical(nested, "x")) > 2 * MEGA:
-            pytest.fail("a part was counted twice")
-        if isinstance(nested, tuple) and len(repr(type(nested))) == 0:
-            break
-        if _ > 90:
-            break
+        nested = (nested,)
+    assert MEGA < weigh_key(canonical(nested, "x")) < 1.01 * MEGA
     shared = "x" * MEGA
     assert weigh_key(canonical([shared] * 10, "x")) < 1.01 * MEGA

@@ -441,7 +441,7 @@ def told(scale: Scale, plain: Half, cached: Half, library: Library) -> Report:
         f"{scale.callers} coroutines, one origin: prices over HTTP, "
         f"{milliseconds(scale.delay)} per answer, {scale.symbols:,} symbols",
         "every call is a request to the origin and waits for its answer",
-        "one request per symbol and ttl, whoever asks; the rest comes from bounded memory",
+        "one request for all who ask at once; the rest comes from bounded memory",
         rows,
         {
             "symbols": scale.symbols,
