@@ -89,6 +89,7 @@ async def storm(seed: int, clock: VirtualClock) -> None:
                 await task
             except asyncio.CancelledError:
                 pass
+            cache.check()
             await asyncio.sleep(chance.random() * 0.3)
 
     async with asyncio.timeout(1_000):
@@ -102,9 +103,7 @@ async def storm(seed: int, clock: VirtualClock) -> None:
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_a_storm_of_loads_writes_failures_and_cancellations(
-    seed: int, clock: VirtualClock
-) -> None:
+def test_a_storm_of_loads_writes_failures_and_cancellations(seed: int, clock: VirtualClock) -> None:
     run_virtual(storm(seed, clock), clock)
 
 
