@@ -78,7 +78,7 @@ class Closing:
             waiting = [self.flights.dismiss(flight) for flight in chosen]
         if any(waiting):
             outcome = Outcome(
-                None, Failure(CacheClosedError(name), None), self.engine.time_or_never()
+                None, Failure(CacheClosedError(name), None), self.engine.moment_or_none()
             )
             for each in waiting:
                 wake(each, outcome)

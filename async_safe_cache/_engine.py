@@ -111,7 +111,7 @@ class Engine:
 
     def write(self, action: Callable[[float, list[object]], int]) -> int:
         """Run *action(now, dropped)* under the lock; put it off inside a finaliser."""
-        now = self.clock()
+        now = self.moment()
         if self.reentered:
             self.later.append(lambda dropped: action(now, dropped))
             return 0
@@ -165,13 +165,25 @@ class Engine:
             return ttl
         return ttl * (1 - options.jitter * random.random())  # noqa: S311 - spreads load, hides nothing
 
-    def time_or_never(self) -> float:
-        """Read the clock where an error of the clock's own must not strand the waiters."""
+    def moment(self) -> float:
+        """Read the clock for a write.
+
+        Raises:
+            ValueError: It returned no finite number.
+            Exception: Whatever it raised.
+        """
+        now = self.clock()
+        if not -math.inf < now < math.inf:
+            raise ValueError(f"the clock of {self.name!r} must return finite seconds, not {now!r}")
+        return now
+
+    def moment_or_none(self) -> float | None:
+        """Read the clock where its failure must not strand those who wait."""
         try:
-            return self.clock()
+            return self.moment()
         except Exception as error:  # noqa: BLE001 - see above
             _log.warning("the clock failed with %s while a load ended", type(error).__name__)
-            return -math.inf  # with a ttl: born expired
+            return None
 
     # -- reading
 

@@ -94,11 +94,11 @@ class Failure:
 
 @final
 class Outcome:
-    """What a flight ended with: a value, or a failure; and when, by the cache's clock."""
+    """What a flight ended with: a value, or a failure; and when, if the clock told."""
 
     __slots__ = ("ended", "failure", "value")
 
-    def __init__(self, value: object, failure: Failure | None, ended: float) -> None:
+    def __init__(self, value: object, failure: Failure | None, ended: float | None) -> None:
         self.value = value
         self.failure = failure
         self.ended = ended
@@ -262,8 +262,7 @@ class Flights:
 
     def land(self, flight: Flight) -> bool:
         """Locked. Tell whether the result of *flight* may be stored."""
-        mine = self._registry.get(flight.key) is flight
-        return mine and not flight.fenced and not flight.cancelling and not flight.done
+        return self._registry.get(flight.key) is flight and not flight.cancelling
 
     def end(self, flight: Flight) -> dict[Waiter, Loop | None]:
         """Locked. Take *flight* out for good; return everybody to be woken."""

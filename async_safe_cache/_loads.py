@@ -97,7 +97,12 @@ class Loads:
             waiter: asyncio.Future[Outcome | None] = loop.create_future()
             step, what, begun = self._enter(load, waiter, loop, refresh, counted, in_thread)
             if isinstance(what, Entry):
-                return opened(what.value)
+                result: object = what.value
+                del what
+                try:
+                    return opened(result)
+                finally:
+                    del result
             counted = True
             if step is Step.CLEAN_UP:
                 timer = loop.call_later(load.options.cancel_grace, release, waiter)
@@ -114,8 +119,8 @@ class Loads:
             if outcome is None:
                 continue  # nobody answered: its loop died, or it was given up
             if not refresh:
-                self.engine.recent.waited(outcome.ended - begun)
-            result = outcome.failure or outcome.value
+                self._waited(begun, outcome)
+            result = outcome.value if outcome.failure is None else outcome.failure
             del outcome, waiter, what
             try:
                 return opened(result)
@@ -134,7 +139,12 @@ class Loads:
             waiter = ThreadWaiter()
             step, what, begun = self._enter(load, waiter, None, False, counted, False)
             if isinstance(what, Entry):
-                return opened(what.value)
+                result: object = what.value
+                del what
+                try:
+                    return opened(result)
+                finally:
+                    del result
             counted = True
             grace = load.options.cancel_grace
             current = current_flight.get()
@@ -152,13 +162,17 @@ class Loads:
                 continue
             if outcome is None:
                 continue
-            self.engine.recent.waited(outcome.ended - begun)
-            result = outcome.failure or outcome.value
+            self._waited(begun, outcome)
+            result = outcome.value if outcome.failure is None else outcome.failure
             del outcome, waiter, what
             try:
                 return opened(result)
             finally:
                 del result
+
+    def _waited(self, begun: float, outcome: Outcome) -> None:
+        if outcome.ended is not None:
+            self.engine.recent.waited(outcome.ended - begun)
 
     def _enter(
         self,
@@ -321,12 +335,13 @@ class Loads:
             raise
         except BaseException as caught:  # noqa: BLE001 - every waiter gets it
             error = _trimmed(caught)
-        self._conclude(flight, load, value, error)
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            try:
+        try:
+            self._conclude(flight, load, value, error)
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise error
-            finally:
-                del error
+        finally:
+            # The loader's frames, which the error holds, lead back to this one.
+            del error, value
 
     def _lead(self, flight: Flight, load: Load) -> Outcome:
         """Run the loader of a plain `def` in this thread."""
@@ -339,20 +354,20 @@ class Loads:
             error = _trimmed(caught)
         finally:
             current_flight.reset(token)
-        outcome = self._conclude(flight, load, value, error)
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            try:
+        try:
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                self._conclude(flight, load, value, error)
                 raise error
-            finally:
-                del error, outcome
-        return outcome
+            return self._conclude(flight, load, value, error)
+        finally:
+            del error, value
 
     def _conclude(
         self, flight: Flight, load: Load, value: object, error: BaseException | None
     ) -> Outcome:
         """Land *flight* and answer its waiters."""
         weight = 0
-        now = self.engine.time_or_never()
+        now = self.engine.moment_or_none()
         rejected = False
         cancelled = isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, SystemExit))
         remember: float | None | Unset = UNSET
@@ -381,29 +396,25 @@ class Loads:
             counters = load.space.counters
             counters.loads += not (cancelled and flight.cancelling)
             counters.load_errors += failure is not None and not (cancelled and flight.cancelling)
-            if self.flights.land(flight):
-                if failure is None:
-                    self.store.put(
-                        load.space, load.key, load.kind, value, weight, ttl, now, dropped
-                    )
-                elif remember is not UNSET:
-                    size = ENTRY_OVERHEAD + FAILURE_WEIGHT + weigh_key(load.key)
-                    self.store.put(
-                        load.space,
-                        load.key,
-                        None,
-                        failure.remembered(),
-                        size,
-                        remember,
-                        now,
-                        dropped,
-                    )
-                elif rejected:
-                    self.store.reject(load.space, load.key)
+            if not self.flights.land(flight):
+                pass
+            elif rejected or (now is None and failure is None):
+                self.store.reject(load.space, load.key)
+            elif now is None:
+                pass
+            elif failure is None:
+                self.store.put(load.space, load.key, load.kind, value, weight, ttl, now, dropped)
+            elif remember is not UNSET:
+                size = ENTRY_OVERHEAD + FAILURE_WEIGHT + weigh_key(load.key)
+                memory = failure.remembered()
+                self.store.put(load.space, load.key, None, memory, size, remember, now, dropped)
             waiting = self.flights.end(flight)
         outcome = Outcome(value, failure, now)
         wake(waiting, outcome)
-        return outcome
+        try:
+            return outcome
+        finally:
+            del error, failure, outcome
 
     def _remember(self, options: CacheOptions, error: BaseException) -> float | None | Unset:
         try:

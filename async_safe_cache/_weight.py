@@ -24,7 +24,6 @@ objects a sample of references stands for.
 """
 
 import types
-import weakref
 from _thread import LockType, RLock
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Sequence
@@ -43,8 +42,7 @@ BUDGET: Final = 1_024  # objects looked at, overdrawn by two or three containers
 SAMPLE: Final = 32  # members that stand for all
 SAMPLE_REPEATED: Final = 256  # the same, where some occur more than once
 REACH: Final = 4_096  # members of a dict, set or deque that are stepped over to find them
-# With less a child's own children go unseen; better to measure fewer siblings well.
-SHARE: Final = 64
+OVERDRAFT: Final = 64  # what a container may take beyond its share to measure one member at all
 
 _PLAIN: Final[tuple[Any, ...]] = (str, int, float, bytes, bool, types.NoneType)
 _LEAVES: Final = frozenset(_PLAIN).union(
@@ -53,7 +51,7 @@ _LEAVES: Final = frozenset(_PLAIN).union(
     (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType),
     (types.MethodWrapperType, types.CodeType, types.FrameType, types.TracebackType),
     (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType, Context),
-    (LockType, RLock, weakref.ReferenceType, *weakref.ProxyTypes),
+    (LockType, RLock),
 )
 _PROGRAM: Final = (type, Logger)  # likewise, with their subclasses
 _MAPPINGS: Final[frozenset[Any]] = frozenset({dict, OrderedDict, defaultdict})
@@ -139,12 +137,12 @@ class _Walk:
         path = [self.open(value, self.shell(value), 0)]
         while True:
             node = path[-1]
-            # The first child may overdraw: without any, nothing is known of what lies below.
-            if node.todo and self.left > (node.stop if node.done else node.stop - SHARE):
+            # Without a first member measured, nothing would be known of what lies below.
+            if node.todo and self.left > (node.stop if node.done else node.stop - OVERDRAFT):
                 # Golden section: whenever the budget ends, those measured were spread.
                 at = int(len(node.done) * 0.618 % 1 * len(node.todo))
                 child, shell = node.todo.pop(at)
-                share = max((self.left - node.stop) // (len(node.todo) + 1), SHARE)
+                share = (self.left - node.stop) // (len(node.todo) + 1)
                 opened = self.open(child, shell, max(node.stop, self.left - share))
                 if opened.todo:
                     path.append(opened)
@@ -201,7 +199,7 @@ class _Walk:
                 self.open_container(node, value, ancestor)
                 return
         members = [part for part in get_referents(value) if part is not cls]
-        if cls.__flags__ & _INLINE and list(map(type, members)) != [dict]:
+        if cls.__flags__ & _INLINE:
             node.bytes += 24 + 8 * len(members)
         self.sample(node, len(members), lambda: members)
         if hasattr(cls, "nbytes"):

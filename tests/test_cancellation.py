@@ -295,6 +295,72 @@ def test_a_newcomer_is_never_joined_to_a_load_that_is_being_cancelled(clock: Vir
     with_cache(main, clock)
 
 
+def test_a_delete_during_a_clean_up_lets_no_newcomer_in_earlier(clock: VirtualClock) -> None:
+    async def main(cache: AsyncSafeCache) -> None:
+        log: list[str] = []
+        first = asyncio.create_task(cache.get_or_load("key", slow_to_clean_up(2, log)))
+        await settle()
+        first.cancel()
+        await settle()
+        await cache.delete("key")
+        begin = clock.now
+        assert await cache.get_or_load("key", Loader("fresh")) == "fresh"
+        assert clock.now - begin == pytest.approx(2)
+        assert cache.stats().overlapping_loads == 0
+
+    with_cache(main, clock)
+
+
+def test_the_end_of_an_overtaken_load_leaves_its_successor_joinable(clock: VirtualClock) -> None:
+    async def main(cache: AsyncSafeCache) -> None:
+        first = asyncio.create_task(cache.get_or_load("key", slow_to_clean_up(10, [])))
+        await settle()
+        first.cancel()
+        await settle()
+        load = Loader("fresh", seconds=20)
+        early = asyncio.create_task(cache.get_or_load("key", load))
+        await asyncio.sleep(15)  # overtaken after 5 s, cleaned up after 10 s
+        late = asyncio.create_task(cache.get_or_load("key", load))
+        assert await asyncio.gather(early, late) == ["fresh", "fresh"]
+        assert load.calls == 1
+
+    with_cache(main, clock)
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_closing_answers_a_load_that_has_not_begun(turns: int, clock: VirtualClock) -> None:
+    async def main(cache: AsyncSafeCache) -> None:
+        caller = asyncio.create_task(cache.get_or_load("key", Loader(seconds=60)))
+        await settle(turns)
+        begin = clock.now
+        await cache.aclose()
+        assert clock.now == begin
+        with pytest.raises(CacheClosedError):
+            await caller
+
+    with_cache(main, clock)
+
+
+def test_draining_lets_loads_use_the_cache_to_their_end(clock: VirtualClock) -> None:
+    async def main(cache: AsyncSafeCache) -> None:
+        async def outer() -> str:
+            await asyncio.sleep(1)
+            return "outer " + await cache.get_or_load("inner", Loader("inner", seconds=1))
+
+        caller = asyncio.create_task(cache.get_or_load("outer", outer))
+        await settle()
+        closing = asyncio.create_task(cache.aclose(drain=True))
+        await settle()
+        with pytest.raises(CacheClosedError):
+            await cache.get_or_load("new", Loader())
+        assert await caller == "outer inner"
+        await closing
+        with pytest.raises(CacheClosedError):
+            await cache.get("outer")
+
+    with_cache(main, clock)
+
+
 # -- every public coroutine, cancelled at every step
 
 

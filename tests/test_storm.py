@@ -1,4 +1,4 @@
-"""Everything at once, at random, in virtual time: nothing hangs, nothing is left, nothing is stale."""
+"""Everything at once, at random: nothing hangs, nothing is left, nothing is stale."""
 
 import asyncio
 import random
