@@ -270,6 +270,7 @@ class Flights:
             del self._registry[flight.key]
         self.running.pop(flight, None)
         flight.done = True
+        flight.task = None  # its context holds the flight: a cycle that only the collector ends
         waiting = flight.waiters | flight.watchers
         flight.waiters, flight.watchers = {}, {}
         return waiting

@@ -285,21 +285,25 @@ class Loads:
         running = self._run(flight, load)
         try:
             loop = asyncio.get_running_loop()
-            flight.task = loop.create_task(running, name=f"load of {flight.name}", context=context)
+            task = loop.create_task(running, name=f"load of {flight.name}", context=context)
         except BaseException as error:  # noqa: BLE001 - the waiters get it
             running.close()
-            self._conclude(flight, load, None, error)
+            if not flight.done:
+                self._conclude(flight, load, None, error)
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise  # an eager task factory ran the load here and now
             return
-        flight.task.add_done_callback(lambda task: self._task_done(flight, load, task))
+        if flight.done:
+            return  # an eager task factory ran it to its end
+        flight.task = task
+        task.add_done_callback(lambda _: self._task_done(flight, load))
         if flight.cancelling:
             flight.cancel()
 
-    def _task_done(self, flight: Flight, load: Load, task: "asyncio.Task[None]") -> None:
+    def _task_done(self, flight: Flight, load: Load) -> None:
         """Clean up after a task that was cancelled before its first step: it ran nothing."""
         if not flight.done:
             self._conclude(flight, load, None, asyncio.CancelledError())
-        if not task.cancelled():
-            task.exception()  # an interrupt was raised where it belongs; nobody else asks for it
 
     def _start_thread(self, flight: Flight, load: Load) -> None:
         """Run the *load* of a plain `def` in a thread of the cache's own."""
@@ -338,6 +342,9 @@ class Loads:
         try:
             self._conclude(flight, load, value, error)
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                task = asyncio.current_task()
+                if task is not None:  # it is raised where it belongs; nobody else asks for it
+                    task.add_done_callback(lambda task: task.cancelled() or task.exception())
                 raise error
         finally:
             # The loader's frames, which the error holds, lead back to this one.

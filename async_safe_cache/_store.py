@@ -30,7 +30,7 @@ from .outcomes import MissReason, RemovalCause
 
 __all__ = ["ENTRY_OVERHEAD", "Counters", "Entry", "Namespace", "Store"]
 
-ENTRY_OVERHEAD: Final = 608
+ENTRY_OVERHEAD: Final = 688
 """Bytes of the library's own per entry: its slots, its places in the dict of its
 namespace, in the recency order and in the expiry index, and one removal record."""
 

@@ -24,7 +24,6 @@ objects a sample of references stands for.
 """
 
 import types
-from _thread import LockType, RLock
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextvars import Context
@@ -49,9 +48,8 @@ _LEAVES: Final = frozenset(_PLAIN).union(
     (complex, bytearray, date, datetime, time, timedelta, Decimal),
     # What these refer to is the program, not the value.
     (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType),
-    (types.MethodWrapperType, types.CodeType, types.FrameType, types.TracebackType),
+    (types.MethodWrapperType, types.FrameType, types.TracebackType),
     (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType, Context),
-    (LockType, RLock),
 )
 _PROGRAM: Final = (type, Logger)  # likewise, with their subclasses
 _MAPPINGS: Final[frozenset[Any]] = frozenset({dict, OrderedDict, defaultdict})

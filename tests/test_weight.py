@@ -12,6 +12,7 @@ import tracemalloc
 import weakref
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar, copy_context
 from datetime import datetime, timedelta
 from logging import getLogger
 from typing import Any
@@ -531,6 +532,8 @@ def test_classes_modules_functions_and_the_like_are_shells() -> None:
     class Class:
         member = bag
 
+    context = copy_context()
+    context.run(ContextVar[object]("bag").set, bag)
     started = generator()
     next(started)
     for value in (
@@ -544,7 +547,8 @@ def test_classes_modules_functions_and_the_like_are_shells() -> None:
             weakref.ref(bag),
             weakref.proxy(bag),
         ),
-        *(threading.Lock(), threading.RLock(), started, bag.method),
+        *(threading.Lock(), threading.RLock(), started, bag.method, bag.__repr__),
+        *(compile(f"{'x' * MEGA!r}", "file", "eval"), context),
     ):
         assert weigh(value)[0] < 5_000, value
         assert weigh([value])[0] < 5_000, value
