@@ -7,6 +7,7 @@ the cache promises depends on it.
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from typing import final
@@ -48,6 +49,7 @@ class Background:
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
         self._wanted = False
+        self._lock = threading.Lock()  # several loops may start it at once
 
     @property
     def running(self) -> bool:
@@ -62,17 +64,20 @@ class Background:
 
     def start(self) -> None:
         """Run the job in the running loop, unless it runs already."""
-        self._wanted = True
-        if not self.running:
-            # A context of its own: the job pins and sees no request.
-            self._task = asyncio.get_running_loop().create_task(
-                self._repeat(), name=f"async_safe_cache {self.name}", context=Context()
-            )
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            self._wanted = True
+            if not self.running:
+                # A context of its own: the job pins and sees no request.
+                self._task = loop.create_task(
+                    self._repeat(), name=f"async_safe_cache {self.name}", context=Context()
+                )
 
     async def stop(self, timeout: float) -> None:
         """End the job; return when its task has ended, at most *timeout* seconds later."""
-        self._wanted = False
-        task, self._task = self._task, None
+        with self._lock:
+            self._wanted = False
+            task, self._task = self._task, None
         if task is None or task.done() or task.get_loop().is_closed():
             return
         here = asyncio.get_running_loop()

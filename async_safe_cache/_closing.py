@@ -7,6 +7,7 @@ must end, and freeing memory in slices, awaits.
 """
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final, final
@@ -15,6 +16,7 @@ from ._engine import Engine, State, cancel
 from ._flights import (
     Failure,
     Flight,
+    Loop,
     Outcome,
     ThreadWaiter,
     Waiter,
@@ -57,10 +59,13 @@ class Closing:
         with self._lock:
             if self.engine.state is State.OPEN:
                 return []
+            # One step: a load that lands later finds neither its flight nor an open cache.
             self.engine.state = State.CLOSED
-            wreck = self.engine.store.clear()
+            flights = list(self.flights.running)
+            waiting = [self.flights.dismiss(flight) for flight in flights]
+            wreck = self.engine.store.clear(-math.inf)
             self.engine.store.forget_removals()
-        self.dismiss(lambda: self.flights.running, self.engine.name)
+        self._answer(flights, waiting, self.engine.name)
         return wreck
 
     async def workers_ended(self, deadline: float) -> None:
@@ -76,13 +81,17 @@ class Closing:
         with self._lock:
             chosen = list(flights())
             waiting = [self.flights.dismiss(flight) for flight in chosen]
+        self._answer(chosen, waiting, name)
+
+    def _answer(
+        self, flights: list[Flight], waiting: list[dict[Waiter, Loop | None]], name: str
+    ) -> None:
         if any(waiting):
-            outcome = Outcome(
-                None, Failure(CacheClosedError(name), None), self.engine.moment_or_none()
-            )
+            failure = Failure(CacheClosedError(name), None)
+            outcome = Outcome(None, failure, self.engine.moment_or_none())
             for each in waiting:
                 wake(each, outcome)
-        cancel(chosen)
+        cancel(flights)
 
     async def ended(
         self, flights: Callable[[], Iterable[Flight]], deadline: float, *, threads: bool

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, Literal, TypeVar, cast, overload
 
 from ._cache import AsyncSafeCache
-from ._engine import State
 from ._function import ATTRIBUTE, CachedFunction
 from ._keys import Key
 from ._registry import default_cache
@@ -214,7 +213,7 @@ def _miss_async(cache: AsyncSafeCache, function: CachedFunction) -> Callable[...
     engine = cache._engine
 
     async def miss(values: tuple[Any, ...]) -> Any:
-        if function.closed or engine.state is State.CLOSED:
+        if function.closed or not engine.admits:
             if function.options.after_close == "call":
                 return await function.invoke(values)
             raise CacheClosedError(function.name if function.closed else cache.name)
@@ -227,7 +226,7 @@ def _miss_here(cache: AsyncSafeCache, function: CachedFunction) -> Callable[...,
     engine = cache._engine
 
     def miss(values: tuple[Any, ...]) -> Any:
-        if function.closed or engine.state is State.CLOSED:
+        if function.closed or not engine.admits:
             if function.options.after_close == "call":
                 return function.invoke(values)
             raise CacheClosedError(function.name if function.closed else cache.name)

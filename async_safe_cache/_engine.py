@@ -98,11 +98,16 @@ class Engine:
 
         While the cache drains, the loads that it waits for may still use it.
         """
-        if self.state is State.OPEN:
-            return
-        flight = current_flight.get()
-        if self.state is State.CLOSED or flight is None or flight.done:
+        if not self.admits:
             raise CacheClosedError(self.name)
+
+    @property
+    def admits(self) -> bool:
+        """Whether the caller may go on."""
+        if self.state is State.OPEN:
+            return True
+        flight = current_flight.get()
+        return self.state is State.DRAINING and flight is not None and not flight.done
 
     @property
     def reentered(self) -> bool:
@@ -122,9 +127,13 @@ class Engine:
             return action(now, dropped)
 
     def catch_up(self, dropped: list[object]) -> None:
-        """Locked. Do what was put off."""
+        """Locked. Do what was put off; not from a read, which may itself be a finaliser's."""
         while self.later:
-            self.later.popleft()(dropped)
+            action = self.later.popleft()
+            try:
+                action(dropped)
+            except Exception as error:  # noqa: BLE001 - not the error of whoever happens to write
+                _log.warning("a write put off by a finaliser failed with %s", type(error).__name__)
 
     def drop(self, space: Namespace, dropped: list[object]) -> None:
         """Locked. Remove everything in *space*, whose owner is gone."""
@@ -132,7 +141,7 @@ class Engine:
             if key[0] is space:
                 # Whoever still waits keeps the load alive; nobody new can ask for it.
                 self.flights.fence(key)
-        self.store.clear_space(space, RemovalCause.COLLECTED, dropped)
+        self.store.clear_space(space, RemovalCause.COLLECTED, -math.inf, dropped)
 
     def measure(self, load_key: DataKey, value: object) -> int:
         """Return the bytes of an entry, overhead included; runs the user's weigher."""
@@ -149,7 +158,8 @@ class Engine:
             raise TypeError(f"{meaning}, not {type(weight).__name__}; nothing was stored")
         if not weight >= 0:
             raise ValueError(f"{meaning}, not {weight!r}; nothing was stored")
-        return 1 << 62 if math.isinf(weight) else math.ceil(weight)
+        # Above any bound, whatever the bound: infinity, and an int that no float can hold.
+        return 1 << 62 if weight > 1 << 62 else math.ceil(weight)
 
     def miss(self, space: Namespace, key: DataKey) -> MissReason:
         """Locked. Count one miss."""
@@ -205,9 +215,7 @@ class Engine:
                 pass  # removed by another thread a moment ago: it was there when we looked
             space.counters.hits += 1
             return entry
-        dropped: list[object] = []
         with self._lock:
-            self.catch_up(dropped)
             return self._read_locked(space, key, now)
 
     def _read_locked(self, space: Namespace, key: DataKey, now: float) -> Entry | MissReason:
@@ -227,10 +235,8 @@ class Engine:
         self, places: Iterable[tuple[Namespace, DataKey]], now: float
     ) -> list[Entry | None]:
         """Return the fresh entries of one moment; one counted call each."""
-        dropped: list[object] = []
         with self._lock:
             self.admit()
-            self.catch_up(dropped)
             found = [self._read_locked(space, key, now) for space, key in places]
         return [entry if isinstance(entry, Entry) else None for entry in found]
 
@@ -260,7 +266,10 @@ class Engine:
             removed = 0
             for space, key in places:
                 fenced = self._fence(space, key, doomed)
-                removed += self.store.remove(space, key, cause, now, dropped, fenced=fenced)
+                entry = space.data.get(key)
+                failure = entry is not None and type(entry.value) is Failure
+                fresh = self.store.remove(space, key, cause, now, dropped, fenced=fenced)
+                removed += fresh and not failure
             return removed
 
         removed = self.write(action)
@@ -276,7 +285,7 @@ class Engine:
             for space, key in self.flights.registered():
                 if space in gone and self._fence(space, key, doomed):
                     self.store.remove(space, key, cause, now, dropped, fenced=True)
-            return sum(self.store.clear_space(space, cause, dropped) for space in gone)
+            return sum(self.store.clear_space(space, cause, now, dropped) for space in gone)
 
         removed = self.write(action)
         cancel(doomed)
@@ -291,7 +300,7 @@ class Engine:
             for space, key in self.flights.registered():
                 if self._fence(space, key, doomed):
                     self.store.remove(space, key, RemovalCause.CLEARED, now, dropped, fenced=True)
-            wreck.extend(self.store.clear())
+            wreck.extend(self.store.clear(now))
             return 0
 
         self.write(action)

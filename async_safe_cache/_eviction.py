@@ -5,7 +5,8 @@ the one method on the path of a hit, and must run no Python code of its own.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import islice
 from typing import Generic, TypeVar, final
 
 __all__ = ["LeastRecentlyUsed"]
@@ -37,13 +38,24 @@ class LeastRecentlyUsed(Generic[E]):
         """Forget *entry*."""
         self._order.pop(entry, None)
 
-    def victim(self) -> E | None:
-        """Return the entry that should leave next, without removing it."""
-        return next(iter(self._order), None)
+    def take_oldest(self) -> E | None:
+        """Take out the entry that should leave next, and return it.
 
-    def newest(self) -> Iterator[E]:
-        """Yield the entries, the most recently used one first."""
-        return reversed(self._order)
+        One C call: between an iterator's start and its first step another
+        thread's hit may move an entry.
+        """
+        try:
+            return self._order.popitem(last=False)[0]
+        except KeyError:
+            return None
+
+    def newest(self, limit: int | None = None) -> list[E]:
+        """Return the entries, the most recently used one first."""
+        while True:
+            try:
+                return list(islice(reversed(self._order), limit))
+            except RuntimeError:
+                continue  # a hit came in before the first step, as above
 
     def spoils(self) -> OrderedDict[E, None]:
         """Return the container itself, to be emptied in slices once this order is replaced."""

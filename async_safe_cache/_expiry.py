@@ -12,12 +12,11 @@ at most `PARTIAL` entries of it.
 import heapq
 import math
 from collections.abc import Iterator
-from itertools import islice
 from typing import Final, Generic, Protocol, TypeVar, final
 
 __all__ = ["ExpiryIndex"]
 
-PARTIAL: Final = 64
+PARTIAL: Final = 256
 
 
 class Expiring(Protocol):
@@ -87,32 +86,43 @@ class ExpiryIndex(Generic[E]):
                 self._seconds = list(self._buckets)
                 heapq.heapify(self._seconds)
 
-    def due(self, now: float, limit: int) -> list[E]:
-        """Return up to *limit* entries of the earliest second that are due.
+    def take_due(self, now: float, limit: int) -> list[E]:
+        """Take out up to *limit* entries of the earliest second that are due, and return them.
 
-        The caller removes them and asks again until nothing comes back.
+        The caller asks again until nothing comes back.
         """
         seconds = self._seconds
         while seconds and seconds[0] not in self._buckets:
             heapq.heappop(seconds)
-        found: list[E] = []
-        if seconds and seconds[0] - 1 < now:
-            bucket = self._buckets[seconds[0]]
-            if bucket.last <= now:
-                found.extend(islice(bucket.entries, limit))
-            elif bucket.first <= now:
-                self._due_in_part(bucket, now, limit, found)
+        if not seconds or seconds[0] - 1 >= now:
+            return []
+        bucket = self._buckets[seconds[0]]
+        entries = bucket.entries
+        if bucket.last <= now:
+            # pop() goes on where it left off; walking from the start would be quadratic.
+            found = [entries.pop() for _ in range(min(limit, len(entries)))]
+        elif bucket.first <= now:
+            found = self._due_in_part(bucket, now, limit)
+            entries.difference_update(found)
+        else:
+            return []
+        if not entries:
+            del self._buckets[seconds[0]]
         return found
 
-    def count_due(self, now: float) -> int:
+    def count_due(self, now: float, work: float = math.inf) -> int:
         """Return how many entries are past their deadline.
+
+        With *work*, look at about so many seconds and entries, and count the
+        others as not due.
 
         Complexity: O(seconds that are due + entries of the one that is due in part).
         """
         total = 0
         counted: set[int] = set()
         places = [0]  # in the heap: what lies below a second that is not due is not due
-        while places:
+        while places and work > 0:
+            work -= 1
             place = places.pop()
             if place >= len(self._seconds) or self._seconds[place] - 1 >= now:
                 continue
@@ -124,25 +134,27 @@ class ExpiryIndex(Generic[E]):
             counted.add(second)
             if bucket.last <= now:
                 total += len(bucket.entries)
-            else:
+            elif len(bucket.entries) <= work:
+                work -= len(bucket.entries)
                 total += sum(entry.deadline <= now for entry in bucket.entries)
         return total
 
-    def _due_in_part(self, bucket: _Bucket[E], now: float, limit: int, found: list[E]) -> None:
-        """Add what is due among the first entries of a bucket that is half due."""
+    def _due_in_part(self, bucket: _Bucket[E], now: float, limit: int) -> list[E]:
+        """Return what is due among the first entries of a bucket that is half due."""
+        found: list[E] = []
         earliest = math.inf
         for walked, entry in enumerate(bucket.entries):
             if walked == PARTIAL:
-                return
+                return found
             if entry.deadline <= now:
                 found.append(entry)
                 if len(found) == limit:
-                    return
+                    return found
             else:
                 earliest = min(earliest, entry.deadline)
-        if earliest < math.inf:
-            # Walked to its end: whatever is due was found and is about to leave.
-            bucket.first = earliest
+        # Walked to its end: whatever is due was found and is about to leave.
+        bucket.first = earliest
+        return found
 
     def __iter__(self) -> Iterator[E]:
         for bucket in self._buckets.values():

@@ -52,6 +52,7 @@ class CachedFunction:
         "key_function",
         "name",
         "options",
+        "orphaned",
         "parameters",
         "space",
         "store",
@@ -88,6 +89,7 @@ class CachedFunction:
         self.forgotten = (0, 0)
         # A collected instance is cleaned up by the next write, outside the callback.
         self.collected = partial(_collected, self.instances, later, drop)
+        self.orphaned = partial(_orphaned, later, drop)
         self.bind: Callable[..., tuple[Any, ...]]
         self.invoke: Callable[[tuple[Any, ...]], Any]
 
@@ -121,6 +123,9 @@ class CachedFunction:
         with self.store.lock:
             space = self.instances.get(id(instance))
             if space is None or space.owner is None or space.owner() is not instance:
+                if space is not None:
+                    # Its owner is gone, and its clean-up would look for it in vain.
+                    self.orphaned(space)
                 space = Namespace(self.store, self.name, self.counters, owner)
                 self.instances[id(instance)] = space
         return space
@@ -160,6 +165,12 @@ def _collected(
             drop(space, dropped)
 
     later.append(clean_up)
+
+
+def _orphaned(
+    later: "deque[Later]", drop: Callable[[Namespace, list[object]], object], space: Namespace
+) -> None:
+    later.append(partial(drop, space))
 
 
 def function_of(fn: object) -> tuple[CachedFunction, tuple[object, ...]]:

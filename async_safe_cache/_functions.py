@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable
+from types import CodeType
 from typing import Any, final
 from weakref import ref
 
@@ -25,7 +26,9 @@ class Functions:
     def __init__(self, engine: Engine, closing: Closing) -> None:
         self.engine = engine
         self.closing = closing
-        self._names: dict[str, list[ref[Any]]] = {}  # bounded by the live functions
+        # Weak references by their id, by name; both bounded by the live functions.
+        self._names: dict[str, dict[int, ref[Any]]] = {}
+        self._replaced: dict[int, ref[Any]] = {}
 
     def register(self, function: CachedFunction, wrapper: object) -> None:
         """Take in a newly decorated function."""
@@ -33,9 +36,10 @@ class Functions:
         counters, space, instances = function.counters, function.space, function.instances
 
         def retire(dropped: list[object]) -> None:
-            del engine.counters[counters]
+            engine.counters.pop(counters, None)
             engine.retired.add(counters)
             for each in (space, *tuple(instances.values())):
+                each.counters = engine.retired  # a Key of it may still be used
                 engine.drop(each, dropped)
 
         def gone(reference: ref[Any]) -> None:
@@ -85,12 +89,26 @@ class Functions:
         Raises:
             ValueError: Another live function has the same explicit prefix.
         """
-        living = self._living(function.name)
         module, qualname, code = function.identity
+        reference = ref(wrapper, gone)
+        named = self._names.setdefault(function.name, {})
+        newest = next(reversed(named.values()), None)
+        known = None if newest is None else newest()
+        same_code = known is not None and getattr(known, ATTRIBUTE).identity[2] is code
+        if same_code and not function.explicit:
+            # Another closure of the same code: each has its own entries.
+            named[id(reference)] = reference
+            return []
+        living = [
+            getattr(each, ATTRIBUTE) for each in map(_alive, named.values()) if each is not None
+        ]
         older = [
             each
             for each in living
-            if each.identity[:2] == (module, qualname) and each.identity[2] is not code
+            if each.identity[:2] == (module, qualname)
+            and each.identity[2] is not code
+            and not qualname.endswith("<lambda>")
+            and isinstance(code, CodeType)
         ]
         others = [each for each in living if each not in older and each.explicit]
         if function.explicit and others:
@@ -99,22 +117,21 @@ class Functions:
                 f"prefix={function.name!r} names the entries of {first} already; it cannot name "
                 f"those of {module}.{qualname} too: give each function a prefix of its own"
             )
-        keep = [
-            each
-            for each in self._names.get(function.name, ())
-            if (known := each()) is not None and getattr(known, ATTRIBUTE) not in older
-        ]
-        self._names[function.name] = [*keep, ref(wrapper, gone)]
+        if older:
+            # No longer known by name, but still to be cleaned up after.
+            self._replaced.update(named)
+            named.clear()
+        named[id(reference)] = reference
         return older
-
-    def _living(self, name: str) -> list[CachedFunction]:
-        wrappers = [each() for each in self._names.get(name, ())]
-        return [getattr(each, ATTRIBUTE) for each in wrappers if each is not None]
 
     def _discard(self, name: str, wrapper: "ref[Any]") -> None:
         """Forget a function that is gone."""
-        left = [each for each in self._names.get(name, ()) if each is not wrapper]
-        if left:
-            self._names[name] = left
-        else:
+        self._replaced.pop(id(wrapper), None)
+        named = self._names.get(name, {})
+        named.pop(id(wrapper), None)
+        if not named:
             self._names.pop(name, None)
+
+
+def _alive(wrapper: "ref[Any]") -> Any:
+    return wrapper()

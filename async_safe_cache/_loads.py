@@ -153,7 +153,7 @@ class Loads:
                 if step is Step.LEAD:
                     outcome = self._lead(what, load)
                 else:
-                    waiter.wait(grace if step is Step.CLEAN_UP else -1)
+                    waiter.wait(min(grace, threading.TIMEOUT_MAX) if step is Step.CLEAN_UP else -1)
                     outcome = waiter.outcome
             finally:
                 self._forget(current, what, waiter)
@@ -286,7 +286,7 @@ class Loads:
         try:
             loop = asyncio.get_running_loop()
             task = loop.create_task(running, name=f"load of {flight.name}", context=context)
-        except BaseException as error:  # noqa: BLE001 - the waiters get it
+        except BaseException as error:
             running.close()
             if not flight.done:
                 self._conclude(flight, load, None, error)
@@ -372,7 +372,21 @@ class Loads:
     def _conclude(
         self, flight: Flight, load: Load, value: object, error: BaseException | None
     ) -> Outcome:
-        """Land *flight* and answer its waiters."""
+        """Land *flight* and answer its waiters, whatever happens on the way."""
+        try:
+            return self._land(flight, load, value, error)
+        except BaseException:
+            # An interrupt, or a bug: nobody may wait for ever. Who waits tries again.
+            with self._lock:
+                waiting = self.flights.end(flight)
+            wake(waiting, None)
+            raise
+        finally:
+            del error, value
+
+    def _land(
+        self, flight: Flight, load: Load, value: object, error: BaseException | None
+    ) -> Outcome:
         weight = 0
         now = self.engine.moment_or_none()
         rejected = False
@@ -411,7 +425,7 @@ class Loads:
                 pass
             elif failure is None:
                 self.store.put(load.space, load.key, load.kind, value, weight, ttl, now, dropped)
-            elif remember is not UNSET:
+            elif remember is not UNSET and not self.store.holds(load.space, load.key, now):
                 size = ENTRY_OVERHEAD + FAILURE_WEIGHT + weigh_key(load.key)
                 memory = failure.remembered()
                 self.store.put(load.space, load.key, None, memory, size, remember, now, dropped)

@@ -1,5 +1,6 @@
 """One cache per name and process, race-free from tasks and threads."""
 
+import inspect
 import threading
 from typing import Any
 
@@ -8,6 +9,10 @@ from ._cache import AsyncSafeCache
 __all__ = ["default_cache", "get_async_safe_cache"]
 
 DEFAULT = "default"
+
+_DEFAULTS = {
+    name: each.default for name, each in inspect.signature(AsyncSafeCache).parameters.items()
+}
 
 _lock = threading.Lock()
 _caches: dict[str, tuple[AsyncSafeCache, dict[str, Any]]] = {}  # bounded by the names in use
@@ -24,7 +29,7 @@ def _cache_named(name: str, options: dict[str, Any]) -> AsyncSafeCache:
     other = sorted(
         option
         for option, value in options.items()
-        if option not in made_with or made_with[option] != value
+        if made_with.get(option, _DEFAULTS.get(option)) != value
     )
     if other:
         raise ValueError(

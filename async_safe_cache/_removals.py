@@ -33,11 +33,18 @@ class RemovalRecord:
         reasons = self._reasons
         reasons[key] = reason
         reasons.move_to_end(key)
+        self.shrink(live)
+
+    def shrink(self, live: int) -> None:
+        """Drop the oldest records beyond the bound, two at a time: never a stall.
+
+        Every write does it, so that a store that is filled again after it was
+        cleared never pays for more records than its entries have paid for.
+        """
         keep = min(max(LEAST, live), MOST)
-        # Two at a time: the record shrinks behind a shrinking store without a stall.
         for _ in range(2):
-            if len(reasons) > keep:
-                reasons.popitem(last=False)
+            if len(self._reasons) > keep:
+                self._reasons.popitem(last=False)
 
     def reason(self, key: Hashable) -> MissReason:
         """Return why *key* is gone; ABSENT when nothing is known."""

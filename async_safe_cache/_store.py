@@ -17,7 +17,6 @@ published and is never changed into another one afterwards.
 import threading
 from collections import Counter
 from collections.abc import Collection
-from itertools import islice
 from math import inf
 from typing import Final, cast, final
 from weakref import ref
@@ -30,14 +29,14 @@ from .outcomes import MissReason, RemovalCause
 
 __all__ = ["ENTRY_OVERHEAD", "Counters", "Entry", "Namespace", "Store"]
 
-ENTRY_OVERHEAD: Final = 688
+ENTRY_OVERHEAD: Final = 704
 """Bytes of the library's own per entry: its slots, its places in the dict of its
 namespace, in the recency order and in the expiry index, and one removal record."""
 
 PER_WRITE: Final = 4
 """Due entries that one write frees on its way."""
 
-SMALL_KEY: Final = 128
+SMALL_KEY: Final = 48
 
 _REASON_OF: Final = {
     RemovalCause.EXPIRED: MissReason.EXPIRED,
@@ -166,15 +165,23 @@ class Store:
         self.order.touch(entry)
         return entry
 
+    def holds(self, space: Namespace, key: DataKey, now: float) -> bool:
+        """Tell whether *key* has a fresh entry; not a use of it."""
+        entry = space.data.get(key)
+        return entry is not None and entry.deadline > now
+
     def reason(self, space: Namespace, key: DataKey) -> MissReason:
         """Return why *key* has no fresh entry."""
         if key in space.data:
             return MissReason.EXPIRED
         return self._record.reason(_mark(space, key))
 
-    def live(self, now: float) -> int:
-        """Return the number of entries that are not expired."""
-        return len(self.order) - self._expiry.count_due(now)
+    def live(self, now: float, work: float = inf) -> int:
+        """Return the number of entries that are not expired.
+
+        With *work*, look at so many at the most; what was not looked at counts as live.
+        """
+        return len(self.order) - self._expiry.count_due(now, work)
 
     # -- writing
 
@@ -254,7 +261,7 @@ class Store:
         """Remove up to *limit* entries that are due; return how many."""
         freed = 0
         while freed < limit:
-            due = self._expiry.due(now, limit - freed)
+            due = self._expiry.take_due(now, limit - freed)
             if not due:
                 break
             for entry in due:
@@ -262,20 +269,23 @@ class Store:
             freed += len(due)
         return freed
 
-    def clear_space(self, space: Namespace, cause: RemovalCause, dropped: list[object]) -> int:
+    def clear_space(
+        self, space: Namespace, cause: RemovalCause, now: float, dropped: list[object]
+    ) -> int:
         """Remove every entry of *space*."""
         self.generation += 1
         entries = list(space.data.values())
         for entry in entries:
-            self._unlink(entry, cause, dropped)
+            self._unlink(entry, RemovalCause.EXPIRED if entry.deadline <= now else cause, dropped)
         return len(entries)
 
-    def clear(self) -> list[Collection[object]]:
+    def clear(self, now: float) -> list[Collection[object]]:
         """Remove everything; return the old containers, to be emptied in slices."""
         self.generation += 1
         held = len(self.order)
-        for entry in reversed(list(islice(self.order.newest(), MOST))):
-            self._record.add(_mark(entry.space, entry.key), MissReason.CLEARED, held)
+        for entry in reversed(self.order.newest(MOST)):
+            reason = MissReason.EXPIRED if entry.deadline <= now else MissReason.CLEARED
+            self._record.add(_mark(entry.space, entry.key), reason, held)
         wreck: list[Collection[object]] = [*self._expiry.spoils(), self.order.spoils()]
         for space in self._occupied:
             wreck.append(space.data)
@@ -294,6 +304,7 @@ class Store:
     # -- the two doors
 
     def _link(self, entry: Entry) -> None:
+        self._record.shrink(len(self.order))
         self.bytes += entry.weight
         self.order.add(entry)
         if entry.deadline != inf:
@@ -326,9 +337,12 @@ class Store:
                 return
             if self.free(now, 1, dropped):
                 continue
-            victim = self.order.victim()
+            victim = self.order.take_oldest()
             if victim is None:
                 return
+            if victim.deadline <= now:
+                self._unlink(victim, RemovalCause.EXPIRED, dropped)
+                continue
             self.evictions["max_memory_bytes" if over_bytes else "max_entries"] += 1
             self._unlink(victim, RemovalCause.EVICTED, dropped)
 
@@ -336,7 +350,7 @@ class Store:
 
     def check(self) -> None:
         """Recompute every invariant from scratch; raise AssertionError at the first broken one."""
-        entries = list(self.order.newest())
+        entries = self.order.newest()
         _claim(sum(entry.weight for entry in entries) == self.bytes, "bytes = sum of weights")
         _claim(self.bytes <= self.max_bytes, "bytes within the bound")
         _claim(len(entries) <= self.max_entries, "entries within the bound")

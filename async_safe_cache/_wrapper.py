@@ -131,7 +131,9 @@ def _source(form: Parameters, *, is_async: bool, method: bool, fast: bool) -> st
         key, same = own[0], f"_asc_type({own[0]}) is _asc_entry.kind"
     else:
         key = f"({''.join(f'{name}, ' for name in own)})"
-        same = f"({''.join(f'_asc_type({name}), ' for name in own)}) == _asc_entry.kind"
+        same = "_asc_entry.kind is not None" + "".join(
+            f" and _asc_type({name}) is _asc_entry.kind[{place}]" for place, name in enumerate(own)
+        )
     lookup = (_METHOD if method else _FUNCTION).format(
         key=key, first=form.names[:1] and form.names[0]
     )

@@ -9,11 +9,15 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import pytest
 
+import async_safe_cache
 from async_safe_cache import AsyncSafeCache, race_safe_cached
+
+from .virtual import at_once
 
 PATIENCE = 10.0
 """Seconds after which a test gives up; none of them waits for any."""
@@ -58,8 +62,9 @@ def in_threads(*actions: Callable[[], Any]) -> list[Any]:
     threads = [threading.Thread(target=run, args=[n], daemon=True) for n in range(len(actions))]
     for thread in threads:
         thread.start()
+    give_up = time.monotonic() + PATIENCE
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(max(0.0, give_up - time.monotonic()))
     assert not any(thread.is_alive() for thread in threads), "a thread hangs"
     return answers
 
@@ -199,6 +204,7 @@ def test_every_call_is_a_hit_a_miss_or_a_join_under_threads() -> None:
     actions = [lambda seed=seed: calls_of_defs(seed) for seed in range(4)]
     actions += [lambda seed=seed: calls_of_coroutines(seed) for seed in range(3)]
     counted = in_threads(*actions)
+    assert [each for each in counted if not isinstance(each, int)] == []
     stats = cache.stats()
     assert stats.calls == sum(counted)
     assert stats.hits + stats.misses + stats.coalesced == stats.calls
@@ -206,6 +212,94 @@ def test_every_call_is_a_hit_a_miss_or_a_join_under_threads() -> None:
     assert min(stats.hits, stats.misses, stats.evictions, stats.load_errors) > 0
     assert cache._engine.flights.running == {}
     cache.check()
+
+
+PACKAGE = str(Path(async_safe_cache.__file__).parent)
+
+
+class AtStep:
+    """Does *action* once, before the given step that the package takes in this thread.
+
+    A step is one instruction of the interpreter: between two of them another
+    thread may run.
+    """
+
+    def __init__(self, step: int, action: Callable[[], Any]) -> None:
+        self.left = step
+        self.action = action
+        self.done = False
+
+    def trace(self, frame: Any, event: str, arg: object) -> Any:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and not self.done:
+            self.left -= 1
+            if self.left < 0:
+                self.done = True
+                self.action()
+        return self.trace
+
+    def __enter__(self) -> Self:
+        self.before = sys.gettrace()
+        sys._getframe().f_trace_opcodes = True  # 3.12 asks for it before it traces any
+        sys.settrace(self.trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self.before)
+
+
+def evict_by_a_write(cache: AsyncSafeCache, _: Any) -> None:
+    at_once(cache.set("new", "value"))
+
+
+def evict_by_a_load(_: AsyncSafeCache, f: Any) -> None:
+    assert f(100) == 100
+
+
+def remove(cache: AsyncSafeCache, f: Any) -> None:
+    at_once(cache.delete(cache.key_for(f, 0), cache.key_for(f, 1)))
+
+
+def renew(cache: AsyncSafeCache, f: Any) -> None:
+    at_once(cache.touch(cache.key_for(f, 1), 5))
+
+
+def clear(cache: AsyncSafeCache, _: Any) -> None:
+    at_once(cache.clear())
+
+
+def forget(_: AsyncSafeCache, f: Any) -> None:
+    f.cache_clear()
+
+
+@pytest.mark.parametrize("write", [evict_by_a_write, evict_by_a_load, remove, renew, clear, forget])
+def test_a_hit_of_another_thread_at_any_step_of_a_write_breaks_nothing(write: Any) -> None:
+    """A hit takes no lock, and it moves its entry in the order that a write walks."""
+
+    def hit_at(step: int) -> bool:
+        cache = AsyncSafeCache(max_entries=4)
+        f = race_safe_cached(cache)(lambda x: x)
+        for x in range(4):
+            f(x)
+
+        def hit() -> None:
+            for x in (0, 1):  # the oldest ones: these are moved
+                if f.cache_contains(x):
+                    assert f(x) == x
+
+        with AtStep(step, hit) as trace:
+            write(cache, f)
+        cache.check()
+        assert len(cache) <= 4
+        assert cache._engine.flights.running == {}
+        return trace.done
+
+    step = 0
+    while hit_at(step):
+        step += 1
+    assert step > 100
 
 
 # -- several loops
@@ -425,6 +519,7 @@ def test_sixteen_threads_with_a_loop_and_a_cache_each_do_not_meet() -> None:
 
 
 async def test_refreshing_a_def_runs_in_a_thread_and_leaves_none() -> None:
+    before = set(threading.enumerate())
     cache = AsyncSafeCache()
     loaded_in: list[threading.Thread] = []
 
@@ -448,8 +543,7 @@ async def test_refreshing_a_def_runs_in_a_thread_and_leaves_none() -> None:
     assert cache.stats().calls == 3, "a refresh is no call"
     await cache.aclose()
     assert cache._engine.workers == set()
-    until(lambda: not loaded_in[1].is_alive())
-    assert threading.active_count() == 1
+    assert set(threading.enumerate()) <= before
 
 
 async def test_a_failing_refresh_of_a_def_reports_to_its_caller_alone() -> None:

@@ -1,0 +1,87 @@
+"""Right uses: both type checkers accept every line."""
+
+from datetime import timedelta
+from typing import assert_type
+
+from async_safe_cache import (
+    MISSING,
+    AsyncSafeCache,
+    FunctionInfo,
+    Key,
+    LoadContext,
+    Lookup,
+    get_async_safe_cache,
+    race_safe_cached,
+)
+
+cache = AsyncSafeCache("typing", default_ttl=timedelta(minutes=1), max_entries=10)
+
+
+@race_safe_cached
+async def bare(symbol: str) -> float:
+    return float(len(symbol))
+
+
+@race_safe_cached()
+async def called(symbol: str) -> float:
+    return float(len(symbol))
+
+
+@race_safe_cached(cache, "price", ttl=30, jitter=0.1, negative={KeyError: 1})
+async def price(symbol: str, *, day: int = 0) -> float:
+    return float(len(symbol) + day)
+
+
+@race_safe_cached(cache, "rules")
+def rules(folder: str) -> list[str]:
+    return [folder]
+
+
+class Service:
+    @race_safe_cached(cache)
+    async def get(self, number: int) -> str:
+        return str(number)
+
+    @classmethod
+    @race_safe_cached(cache)
+    async def of_class(cls, number: int) -> str:
+        return cls.__name__ + str(number)
+
+    @staticmethod
+    @race_safe_cached(cache)
+    def plain(number: int) -> str:
+        return str(number)
+
+
+async def fetch() -> int:
+    return 1
+
+
+async def fetch_with(context: LoadContext) -> bytes:
+    return repr(context.key).encode()
+
+
+async def main() -> None:
+    assert_type(await bare("a"), float)
+    assert_type(await called("a"), float)
+    assert_type(await price("a", day=1), float)
+    assert_type(rules("a"), list[str])
+    service = Service()
+    assert_type(await service.get(1), str)
+    assert_type(await Service.of_class(1), str)
+    assert_type(Service.plain(1), str)
+    assert_type(await cache.invalidate(price, "a", day=1), bool)
+    assert_type(await cache.invalidate(service.get, 1), bool)
+    assert_type(await cache.refresh(price, "a"), float)
+    assert_type(await cache.refresh(rules, "a"), list[str])
+    assert_type(await cache.refresh(service.get, 1), str)
+    assert_type(cache.key_for(price, symbol="a"), Key)
+    assert_type(cache.info(price), FunctionInfo)
+    assert_type(await cache.get_or_load("key", fetch, ttl=None), int)
+    assert_type(await cache.get_or_load("key", fetch_with), bytes)
+    found = await cache.lookup("key")
+    if isinstance(found, Lookup) and found.value is not MISSING:
+        print(found.age)
+    shared = await get_async_safe_cache("shared", max_entries=5)
+    async with shared:
+        await shared.set("key", 1, ttl=timedelta(seconds=5))
