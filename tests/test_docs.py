@@ -1,6 +1,6 @@
 """The documentation runs: every python block of the README and of docs/ is a test.
 
-A block gets a fresh module; `await` is allowed at its top level. A block marked
+A page gets a fresh module; `await` is allowed at the top level of its blocks. A block marked
 ```` ```python no-run ```` is skipped and must be listed in UNRUN, with its reason.
 """
 
@@ -54,27 +54,30 @@ BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 PYTHON = [block for block in BLOCKS if block.language in {"python", "py", "python3"}]
 
 
-@pytest.mark.parametrize(
-    "block",
-    [block for block in PYTHON if block.mark != "no-run"],
-    ids=lambda block: f"{block.page}:{block.line}",
-)
-def test_a_block_of_the_docs_runs(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = re.sub(r"\W", "_", f"{block.page}_{block.line}")
+@pytest.mark.parametrize("page", sorted({block.page for block in PYTHON}))
+def test_the_blocks_of_a_page_run_from_top_to_bottom(
+    page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a reader meets them: each block knows what the ones above it defined."""
+    name = re.sub(r"\W", "_", page)
     module = types.ModuleType(name)
     monkeypatch.setitem(sys.modules, name, module)
-    code = compile(
-        "\n" * (block.line - 1) + block.code,  # a traceback names the line of the page
-        ROOT / block.page,
-        "exec",
-        flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
-        dont_inherit=True,
-    )
-    run = types.FunctionType(code, module.__dict__)
-    if code.co_flags & inspect.CO_COROUTINE:
-        asyncio.run(run(), debug=True)
-    else:
-        run()
+    with asyncio.Runner(debug=True) as runner:
+        for block in PYTHON:
+            if block.page != page or block.mark == "no-run":
+                continue
+            code = compile(
+                "\n" * (block.line - 1) + block.code,  # a traceback names the line of the page
+                ROOT / block.page,
+                "exec",
+                flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
+                dont_inherit=True,
+            )
+            run = types.FunctionType(code, module.__dict__)
+            if code.co_flags & inspect.CO_COROUTINE:
+                runner.run(run())
+            else:
+                run()
 
 
 def test_the_docs_have_blocks_to_run() -> None:

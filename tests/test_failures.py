@@ -644,8 +644,7 @@ def test_only_a_named_failure_is_remembered_and_only_for_its_time(clock: Virtual
     async def main() -> None:
         cache = AsyncSafeCache(clock=clock, negative={KeyError: 1})
         depths: set[int] = set()
-        unknown = KeyError("unknown")
-        load = Loader(unknown, ValueError("down"), "value")
+        load = Loader(KeyError("unknown"), ValueError("down"), "value")
 
         async def attempt() -> Any:
             try:
@@ -654,11 +653,13 @@ def test_only_a_named_failure_is_remembered_and_only_for_its_time(clock: Virtual
                 depths.add(depth(error))
                 return error
 
+        assert await attempt() is unknown
         for _ in range(50):
-            assert await attempt() is unknown
+            twin = await attempt()
+            assert (type(twin), twin.args) == (KeyError, ("unknown",))
         assert load.calls == 1
         await asyncio.sleep(0.999)
-        assert await attempt() is unknown
+        assert isinstance(await attempt(), KeyError)
         await asyncio.sleep(0.001)
         assert isinstance(await attempt(), ValueError)
         assert load.calls == 2
@@ -709,22 +710,32 @@ def test_a_remembered_failure_is_raised_again_with_no_ones_frames(clock: Virtual
     run_virtual(main(), clock)
 
 
-def test_a_remembered_failure_keeps_no_frame_alive(clock: VirtualClock) -> None:
+@pytest.mark.parametrize("how", ["plain", "with a cause", "in a group"])
+def test_a_remembered_failure_keeps_no_frame_alive(clock: VirtualClock, how: str) -> None:
+    """It may be remembered for hours; a request must not live as long."""
+
     async def main() -> None:
-        cache = AsyncSafeCache(clock=clock, negative={KeyError: 60})
+        cache = AsyncSafeCache(clock=clock, negative={Exception: 3600})
         locals_: list[weakref.ref[Local]] = []
 
         async def load() -> None:
             local = Local()
             locals_.append(weakref.ref(local))
-            raise KeyError("unknown")
+            try:
+                raise KeyError("unknown")
+            except KeyError as error:
+                if how == "plain":
+                    raise
+                if how == "with a cause":
+                    raise ValueError("unknown") from error
+                raise ExceptionGroup("several", [error]) from None
 
         async def request() -> None:
             own = Local()
             locals_.append(weakref.ref(own))
             try:
                 await cache.get_or_load("key", load)
-            except KeyError:
+            except Exception:
                 pass
 
         with no_collector():
@@ -733,6 +744,75 @@ def test_a_remembered_failure_keeps_no_frame_alive(clock: VirtualClock) -> None:
             await settle()
             assert len(locals_) == 3, "the second one was told what is remembered"
             assert [each() for each in locals_] == [None] * 3
+
+    run_virtual(main(), clock)
+
+
+class Slotted(Exception):
+    __slots__ = ("code",)
+
+    def __init__(self, code: int) -> None:
+        super().__init__("slotted")
+        self.code = code
+
+
+def missing_file() -> OSError:
+    try:
+        open("/no/such/file")
+    except OSError as error:
+        return error
+    raise AssertionError("there is such a file")
+
+
+@pytest.mark.parametrize(
+    ("error", "attributes"),
+    [
+        (ThreeArguments(1, 2, 3), ["facts"]),
+        (Frozen(5), ["code"]),
+        (Untouchable("x"), []),
+        (Slotted(5), ["code"]),
+        (missing_file(), ["errno", "strerror", "filename", "filename2"]),
+        (ConnectionError("reset"), ["errno"]),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), ["object", "start", "end", "reason"]),
+        (ImportError("no", name="module", path="place"), ["msg", "name", "path"]),
+        (ExceptionGroup("several", [ValueError(1), KeyError(2)]), ["message"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_remembered_failure_tells_what_the_first_one_told(
+    clock: VirtualClock, error: Exception, attributes: list[str]
+) -> None:
+    def told(each: BaseException) -> Any:
+        facts = [getattr(each, name) for name in attributes]
+        return type(each), str(each), repr(each), each.args, vars(each), facts
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock, negative={Exception: 60})
+        load = Loader(error)
+        expected = told(error)
+        for _ in range(3):
+            (raised,) = await asyncio.gather(cache.get_or_load("key", load), return_exceptions=True)
+            assert told(raised) == expected
+        assert load.calls == 1
+
+    run_virtual(main(), clock)
+
+
+def test_a_note_on_a_remembered_failure_stays_with_its_caller(clock: VirtualClock) -> None:
+    """Each would add its own, for hours."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock, negative={KeyError: 60})
+        error = KeyError("unknown")
+        error.add_note("by the loader")
+        load = Loader(error)
+        seen = []
+        for number in range(4):
+            with pytest.raises(KeyError) as raised:
+                await cache.get_or_load("key", load)
+            raised.value.add_note(f"by caller {number}")
+            seen.append(raised.value.__notes__)
+        assert seen[1:] == [["by the loader", f"by caller {number}"] for number in (1, 2, 3)]
 
     run_virtual(main(), clock)
 
