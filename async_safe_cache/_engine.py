@@ -47,7 +47,19 @@ class State(Enum):
 def one_shot(value: object) -> bool:
     """Tell whether *value* can be used only once, so that a second caller would get nothing."""
     kind = type(value)
-    return hasattr(kind, "__next__") or hasattr(kind, "__await__") or hasattr(kind, "__anext__")
+    return (
+        hasattr(kind, "__await__")
+        or (hasattr(kind, "__next__") and _is_its_own(iter, value))
+        or (hasattr(kind, "__anext__") and _is_its_own(aiter, value))
+    )
+
+
+def _is_its_own(iterator_of: Callable[[Any], object], value: object) -> bool:
+    """Tell whether *value* is an iterator over itself; one that only has the method is none."""
+    try:
+        return iterator_of(value) is value
+    except Exception:  # noqa: BLE001 - whatever it is, it can not be used up
+        return False
 
 
 def check_value(name: str, value: object) -> None:
@@ -114,17 +126,29 @@ class Engine:
         """Whether this very thread is inside the lock: this is a finaliser's call."""
         return self._is_mine()
 
-    def write(self, action: Callable[[float, list[object]], int]) -> int:
-        """Run *action(now, dropped)* under the lock; put it off inside a finaliser."""
+    def write(self, action: Callable[[float, list[object], list[Flight]], int]) -> int:
+        """Run *action(now, dropped, doomed)* under the lock; put it off inside a finaliser.
+
+        What it puts into `dropped` dies after the lock, the loads that it puts
+        into `doomed` are cancelled after it.
+        """
         now = self.moment()
+        doomed: list[Flight] = []
         if self.reentered:
-            self.later.append(lambda dropped: action(now, dropped))
+
+            def postponed(dropped: list[object]) -> None:
+                action(now, dropped, doomed)
+                cancel(doomed)
+
+            self.later.append(postponed)
             return 0
         dropped: list[object] = []
         with self._lock:
             self.catch_up(dropped)
             self.recent.roll(now, self.stats)
-            return action(now, dropped)
+            result = action(now, dropped, doomed)
+        cancel(doomed)
+        return result
 
     def catch_up(self, dropped: list[object]) -> None:
         """Locked. Do what was put off; not from a read, which may itself be a finaliser's."""
@@ -248,21 +272,18 @@ class Engine:
         """Store *value* and fence the load of its key."""
         check_value(f"set() of {self.name!r}", value)
         weight = self.measure(key, value)
-        doomed: list[Flight] = []
 
-        def action(now: float, dropped: list[object]) -> int:
+        def action(now: float, dropped: list[object], doomed: list[Flight]) -> int:
             self.admit()
             self._fence(space, key, doomed)
             return self.store.put(space, key, kind, value, weight, ttl, now, dropped)
 
         self.write(action)
-        cancel(doomed)
 
     def remove(self, places: Collection[tuple[Namespace, DataKey]], cause: RemovalCause) -> int:
         """Remove entries and fence their loads; return how many were fresh."""
-        doomed: list[Flight] = []
 
-        def action(now: float, dropped: list[object]) -> int:
+        def action(now: float, dropped: list[object], doomed: list[Flight]) -> int:
             removed = 0
             for space, key in places:
                 fenced = self._fence(space, key, doomed)
@@ -272,31 +293,25 @@ class Engine:
                 removed += fresh and not failure
             return removed
 
-        removed = self.write(action)
-        cancel(doomed)
-        return removed
+        return self.write(action)
 
     def remove_spaces(self, spaces: Callable[[], Iterable[Namespace]], cause: RemovalCause) -> int:
         """Remove everything in the namespaces, as they are then, and fence their loads."""
-        doomed: list[Flight] = []
 
-        def action(now: float, dropped: list[object]) -> int:
+        def action(now: float, dropped: list[object], doomed: list[Flight]) -> int:
             gone = set(spaces())
             for space, key in self.flights.registered():
                 if space in gone and self._fence(space, key, doomed):
                     self.store.remove(space, key, cause, now, dropped, fenced=True)
             return sum(self.store.clear_space(space, cause, now, dropped) for space in gone)
 
-        removed = self.write(action)
-        cancel(doomed)
-        return removed
+        return self.write(action)
 
     def clear(self) -> list[Collection[object]]:
         """Remove everything and fence every load; return what is to be freed in slices."""
-        doomed: list[Flight] = []
         wreck: list[Collection[object]] = []
 
-        def action(now: float, dropped: list[object]) -> int:
+        def action(now: float, dropped: list[object], doomed: list[Flight]) -> int:
             for space, key in self.flights.registered():
                 if self._fence(space, key, doomed):
                     self.store.remove(space, key, RemovalCause.CLEARED, now, dropped, fenced=True)
@@ -304,13 +319,12 @@ class Engine:
             return 0
 
         self.write(action)
-        cancel(doomed)
         return wreck
 
     def retime(self, space: Namespace, key: DataKey, ttl: float | None) -> bool:
         """Give the fresh entry of *key* a new time to live; False if there is none."""
 
-        def action(now: float, dropped: list[object]) -> int:
+        def action(now: float, dropped: list[object], doomed: list[Flight]) -> int:
             self.admit()
             entry = self.peek(space, key, now)
             if entry is not None:

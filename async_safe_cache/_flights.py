@@ -60,11 +60,10 @@ class Failure:
     to a raised exception, so nothing grows and no caller's frames reach another.
     """
 
-    __slots__ = ("_apart", "_cause", "_context", "_suppress", "_traceback", "error")
+    __slots__ = ("_cause", "_context", "_suppress", "_traceback", "error")
 
     def __init__(self, error: BaseException, traceback: TracebackType | None) -> None:
         self.error = error
-        self._apart = False
         self._traceback = traceback
         self._context = error.__context__
         self._cause = error.__cause__
@@ -73,7 +72,7 @@ class Failure:
 
     def throw(self) -> NoReturn:
         """Raise the exception."""
-        error = _twin(self.error) if self._apart else self.error
+        error = self.error
         _set_traceback(error, self._traceback)
         _context.__set__(error, self._context)
         _cause.__set__(error, self._cause)
@@ -85,32 +84,17 @@ class Failure:
             del self, error
 
     def remembered(self) -> "Failure":
-        """Return an equal failure to be kept for a while, which holds no frames.
+        """Return the same failure without frames, to be kept for a while.
 
-        It raises a twin each time: what was raised holds the frames of its
-        caller for as long as it lives itself.
+        The exception itself holds the frames of whoever it was raised for last,
+        until it is raised again or forgotten.
         """
-        copy = Failure(_twin(self.error), None)
-        copy._apart = True
+        copy = object.__new__(Failure)
+        copy.error = self.error
+        copy._traceback = copy._context = None
+        copy._cause = self._cause
+        copy._suppress = self._suppress
         return copy
-
-
-def _twin(error: BaseException) -> BaseException:
-    """Return an exception of the same class, arguments and attributes, never raised.
-
-    Its `__init__` is not run again; a class that cannot be made so is its own twin.
-    """
-    kind = type(error)
-    try:
-        twin = kind.__new__(kind, *error.args)
-        if type(twin) is not kind:
-            return error
-        twin.__dict__.update(error.__dict__)
-        _cause.__set__(twin, error.__cause__)
-        _suppress.__set__(twin, error.__suppress_context__)
-    except Exception:  # noqa: BLE001 - a class with a __new__ of its own
-        return error
-    return twin
 
 
 @final

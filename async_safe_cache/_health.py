@@ -77,7 +77,8 @@ class Recent:
         waits: Counter[int] = Counter()
         for each in self._slices:
             if each.begin >= begin:
-                waits.update(each.waits)
+                for step, count in tuple(each.waits.items()):  # one step: others count on
+                    waits[step] += count
         above = max(stats.calls - then.calls, waits.total()) * 0.05
         for step in sorted(waits, reverse=True):
             above -= waits[step]

@@ -91,7 +91,7 @@ def main() -> None:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     times = asyncio.run(measured(options.rounds))
     ours = times["async_safe_cache"]
-    versions = {name: version(name) for name in ("async-lru", "async-safe-cache", "aiorwlock")}
+    versions = {name: version(name) for name in ("async-lru",)}
     facts: dict[str, Any] = {
         "question": "CPU of one awaited hit, 1 argument, ttl",
         "python": sys.version.split()[0],

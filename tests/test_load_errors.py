@@ -6,6 +6,7 @@ import logging
 import traceback
 import weakref
 from typing import Any
+from unittest.mock import AsyncMock, MagicMock, Mock
 
 import pytest
 
@@ -366,3 +367,10 @@ def test_a_refused_key_is_no_call_and_no_load() -> None:
         f(object())
     assert cache.stats().calls == 0
     assert at_once(cache.get("x")) is None
+
+
+async def test_a_mock_is_a_value() -> None:
+    cache = AsyncSafeCache()
+    for mock in (Mock(), MagicMock(), AsyncMock()):
+        await cache.set("mock", mock)
+        assert await cache.get("mock") is mock

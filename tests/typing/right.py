@@ -1,7 +1,7 @@
 """Right uses: both type checkers accept every line."""
 
 from datetime import timedelta
-from typing import assert_type
+from typing import Any, assert_type
 
 from async_safe_cache import (
     MISSING,
@@ -80,7 +80,8 @@ async def main() -> None:
     assert_type(await cache.get_or_load("key", fetch, ttl=None), int)
     assert_type(await cache.get_or_load("key", fetch_with), bytes)
     found = await cache.lookup("key")
-    if isinstance(found, Lookup) and found.value is not MISSING:
+    assert_type(found, Lookup[Any])
+    if found.value is not MISSING:
         print(found.age)
     shared = await get_async_safe_cache("shared", max_entries=5)
     async with shared:

@@ -17,17 +17,17 @@ class Service:
 
 
 async def main() -> None:
-    await price(5)
-    await price("a", hour=1)
-    await Service().get("1")
-    text: str = await price("a")
-    await cache.invalidate(price, 5)
-    await cache.invalidate(price)
-    await cache.refresh(Service().get, "1")
-    cache.key_for(price, "a", hour=1)
-    number: int = await cache.refresh(price, "a")
-    AsyncSafeCache(policy="random")
-    AsyncSafeCache(max_entries="10")
-    race_safe_cached(cache, ttl="30")
-    race_safe_cached(cache, on_abandon="keep")
+    await price(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await price("a", hour=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await Service().get("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    text: str = await price("a")  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    await cache.invalidate(price, 5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await cache.invalidate(price)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await cache.refresh(Service().get, "1")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    cache.key_for(price, "a", hour=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    number: int = await cache.refresh(price, "a")  # type: ignore[call-overload]  # pyright: ignore[reportAssignmentType]
+    AsyncSafeCache(policy="random")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    AsyncSafeCache(max_entries="10")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    race_safe_cached(cache, ttl="30")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    race_safe_cached(cache, on_abandon="keep")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     print(text, number)
