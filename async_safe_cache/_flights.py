@@ -26,6 +26,8 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, NoReturn, final
 
+from ._twin import twin
+
 __all__ = [
     "Failure",
     "Flight",
@@ -60,10 +62,11 @@ class Failure:
     to a raised exception, so nothing grows and no caller's frames reach another.
     """
 
-    __slots__ = ("_cause", "_context", "_suppress", "_traceback", "error")
+    __slots__ = ("_cause", "_context", "_remembered", "_suppress", "_traceback", "error")
 
     def __init__(self, error: BaseException, traceback: TracebackType | None) -> None:
         self.error = error
+        self._remembered = False
         self._traceback = traceback
         self._context = error.__context__
         self._cause = error.__cause__
@@ -71,11 +74,12 @@ class Failure:
         _set_traceback(error, traceback)
 
     def throw(self) -> NoReturn:
-        """Raise the exception."""
-        error = self.error
+        """Raise the exception, or a twin of a remembered one."""
+        error = twin(self.error) if self._remembered else self.error
         _set_traceback(error, self._traceback)
         _context.__set__(error, self._context)
-        _cause.__set__(error, self._cause)
+        if not self._remembered:
+            _cause.__set__(error, self._cause)
         _suppress.__set__(error, self._suppress)
         try:
             raise error
@@ -84,17 +88,11 @@ class Failure:
             del self, error
 
     def remembered(self) -> "Failure":
-        """Return the same failure without frames, to be kept for a while.
-
-        The exception itself holds the frames of whoever it was raised for last,
-        until it is raised again or forgotten.
-        """
-        copy = object.__new__(Failure)
-        copy.error = self.error
-        copy._traceback = copy._context = None
-        copy._cause = self._cause
-        copy._suppress = self._suppress
-        return copy
+        """Return an equal failure to be kept for a while, which holds no frames."""
+        kept = Failure(twin(self.error), None)
+        kept._context = None
+        kept._remembered = True
+        return kept
 
 
 @final

@@ -91,9 +91,12 @@ def main() -> None:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     times = asyncio.run(measured(options.rounds))
     ours = times["async_safe_cache"]
-    versions = {name: version(name) for name in ("async-lru",)}
+    versions = {"async-lru": version("async-lru")}
     facts: dict[str, Any] = {
-        "question": "CPU of one awaited hit, 1 argument, ttl",
+        "question": "What does a hit cost, beside async-lru and beside the floor?",
+        "workload": "CPU time of one awaited hit of an async def, one str argument, ttl",
+        "floors": "bare: an empty coroutine; honest: make a key of the arguments, read a dict",
+        "not_measured": "misses, threads, contention, other key types, memory",
         "python": sys.version.split()[0],
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "date": datetime.now(UTC).date().isoformat(),
@@ -107,8 +110,11 @@ def main() -> None:
             if name != "async_safe_cache"
         },
     }
-    print(f"{facts['question']}; Python {facts['python']}, {facts['machine']}, {facts['date']}")
-    print(f"{options.rounds} rounds of {CALLS} calls in turns; {versions}")
+    print(facts["question"])
+    for name in ("workload", "floors", "not_measured"):
+        print(f"  {name.replace('_', ' ')}: {facts[name]}")
+    print(f"  Python {facts['python']}, {facts['machine']}, {facts['date']}; {versions}")
+    print(f"  {options.rounds} rounds of {CALLS} calls in turns; median (quartiles)")
     for name, (low, middle, high) in facts["nanoseconds"].items():
         print(f"  {name:18} {middle:7.0f} ns   ({low:.0f} to {high:.0f})")
     for name, (low, middle, high) in facts["ratio"].items():

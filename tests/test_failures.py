@@ -655,11 +655,13 @@ def test_only_a_named_failure_is_remembered_and_only_for_its_time(clock: Virtual
                 depths.add(depth(error))
                 return error
 
+        assert await attempt() is unknown
         for _ in range(50):
-            assert await attempt() is unknown
+            again = await attempt()
+            assert (type(again), again.args) == (KeyError, ("unknown",))
         assert load.calls == 1
         await asyncio.sleep(0.999)
-        assert await attempt() is unknown
+        assert isinstance(await attempt(), KeyError)
         await asyncio.sleep(0.001)
         assert isinstance(await attempt(), ValueError)
         assert load.calls == 2
@@ -710,9 +712,10 @@ def test_a_remembered_failure_is_raised_again_with_no_ones_frames(clock: Virtual
     run_virtual(main(), clock)
 
 
-def test_a_remembered_failure_keeps_the_frames_of_its_last_caller_only(
-    clock: VirtualClock,
-) -> None:
+@pytest.mark.parametrize("how", ["plain", "with a cause", "a class of the user's"])
+def test_a_remembered_failure_keeps_no_frame_alive(clock: VirtualClock, how: str) -> None:
+    """It may be remembered for hours; a request must not live as long."""
+
     async def main() -> None:
         cache = AsyncSafeCache(clock=clock, negative={Exception: 3600})
         locals_: list[weakref.ref[Local]] = []
@@ -720,7 +723,14 @@ def test_a_remembered_failure_keeps_the_frames_of_its_last_caller_only(
         async def load() -> None:
             local = Local()
             locals_.append(weakref.ref(local))
-            raise KeyError("unknown")
+            try:
+                raise KeyError("unknown")
+            except KeyError as error:
+                if how == "plain":
+                    raise
+                if how == "with a cause":
+                    raise ValueError("unknown") from error
+                raise ThreeArguments(1, 2, 3) from None
 
         async def request() -> None:
             own = Local()
@@ -735,9 +745,26 @@ def test_a_remembered_failure_keeps_the_frames_of_its_last_caller_only(
             await request()
             await settle()
             assert len(locals_) == 3, "the second one was told what is remembered"
-            assert [each() is None for each in locals_] == [True, True, False]
-            await cache.delete("key")
-            assert locals_[2]() is None
+            assert [each() for each in locals_] == [None] * 3
+
+    run_virtual(main(), clock)
+
+
+def test_a_note_on_a_remembered_failure_stays_with_its_caller(clock: VirtualClock) -> None:
+    """Each would add its own, for hours."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock, negative={KeyError: 60})
+        error = KeyError("unknown")
+        error.add_note("by the loader")
+        load = Loader(error)
+        seen = []
+        for number in range(4):
+            with pytest.raises(KeyError) as raised:
+                await cache.get_or_load("key", load)
+            raised.value.add_note(f"by caller {number}")
+            seen.append(raised.value.__notes__)
+        assert seen[1:] == [["by the loader", f"by caller {number}"] for number in (1, 2, 3)]
 
     run_virtual(main(), clock)
 

@@ -1,5 +1,6 @@
 """Right uses: both type checkers accept every line."""
 
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Any, assert_type
 
@@ -32,6 +33,20 @@ async def price(symbol: str, *, day: int = 0) -> float:
     return float(len(symbol) + day)
 
 
+def row_key(connection: object, number: int) -> int:
+    return number
+
+
+@race_safe_cached(cache, "row", key=row_key)
+async def row(connection: object, number: int) -> tuple[int, ...]:
+    return (number,)
+
+
+@race_safe_cached
+def bare_rules(folder: str) -> list[str]:
+    return [folder]
+
+
 @race_safe_cached(cache, "rules")
 def rules(folder: str) -> list[str]:
     return [folder]
@@ -40,6 +55,14 @@ def rules(folder: str) -> list[str]:
 class Service:
     @race_safe_cached(cache)
     async def get(self, number: int) -> str:
+        return str(number)
+
+    @race_safe_cached
+    async def bare(self, number: int) -> str:
+        return str(number)
+
+    @race_safe_cached(cache, ttl=30)
+    def here(self, number: int) -> str:
         return str(number)
 
     @classmethod
@@ -57,6 +80,10 @@ async def fetch() -> int:
     return 1
 
 
+def fetch_here() -> bytes:
+    return b""
+
+
 async def fetch_with(context: LoadContext) -> bytes:
     return repr(context.key).encode()
 
@@ -65,20 +92,37 @@ async def main() -> None:
     assert_type(await bare("a"), float)
     assert_type(await called("a"), float)
     assert_type(await price("a", day=1), float)
+    assert_type(await row(None, 1), tuple[int, ...])
     assert_type(rules("a"), list[str])
+    assert_type(bare_rules(folder="a"), list[str])
+    typed: Callable[[str], Coroutine[Any, Any, float]] = price  # a coroutine function still
+    assert_type(await typed("a"), float)
     service = Service()
     assert_type(await service.get(1), str)
+    assert_type(await service.bare(number=1), str)
+    assert_type(service.here(1), str)
+    assert_type(await Service.get(service, 1), str)
     assert_type(await Service.of_class(1), str)
     assert_type(Service.plain(1), str)
     assert_type(await cache.invalidate(price, "a", day=1), bool)
     assert_type(await cache.invalidate(service.get, 1), bool)
+    assert_type(await cache.invalidate(Service.of_class, number=1), bool)
+    assert_type(await cache.invalidate(Service.plain, 1), bool)
     assert_type(await cache.refresh(price, "a"), float)
     assert_type(await cache.refresh(rules, "a"), list[str])
     assert_type(await cache.refresh(service.get, 1), str)
+    assert_type(await cache.refresh(service.here, 1), str)
+    assert_type(await cache.refresh(Service.of_class, 1), str)
+    assert_type(await cache.refresh(Service.plain, 1), str)
     assert_type(cache.key_for(price, symbol="a"), Key)
+    assert_type(cache.key_for(service.here, 1), Key)
     assert_type(cache.info(price), FunctionInfo)
+    assert_type(cache.info(service.get), FunctionInfo)
     assert_type(await cache.get_or_load("key", fetch, ttl=None), int)
     assert_type(await cache.get_or_load("key", fetch_with), bytes)
+    assert_type(await cache.get_or_load("key", fetch_here, ttl=5), bytes)
+    assert_type(await cache.get_or_load("key", lambda: price("a")), float)
+    assert_type(await cache.get_many(["a", "b"]), dict[str, Any])
     found = await cache.lookup("key")
     assert_type(found, Lookup[Any])
     if found.value is not MISSING:

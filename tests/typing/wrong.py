@@ -10,10 +10,33 @@ async def price(symbol: str, *, day: int = 0) -> float:
     return float(len(symbol) + day)
 
 
+@race_safe_cached
+def rules(folder: str) -> list[str]:
+    return [folder]
+
+
 class Service:
     @race_safe_cached(cache)
     async def get(self, number: int) -> str:
         return str(number)
+
+    @classmethod
+    @race_safe_cached
+    async def of_class(cls, number: int) -> str:
+        return cls.__name__ + str(number)
+
+    @staticmethod
+    @race_safe_cached(cache)
+    def plain(number: int) -> str:
+        return str(number)
+
+
+async def fetch() -> int:
+    return 1
+
+
+def takes_two(first: int, second: int) -> int:
+    return first + second
 
 
 async def main() -> None:
@@ -30,4 +53,20 @@ async def main() -> None:
     AsyncSafeCache(max_entries="10")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     race_safe_cached(cache, ttl="30")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     race_safe_cached(cache, on_abandon="keep")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
-    print(text, number)
+    rules(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    folders: str = rules("a")  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    await Service.of_class("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Service.plain("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await cache.invalidate(Service.of_class, "1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await cache.invalidate(rules, "a", "b")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await cache.invalidate(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    cache.key_for(Service.plain, "1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await cache.refresh(rules)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    cache.info("price")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    loaded: str = await cache.get_or_load("key", fetch)  # type: ignore[arg-type]  # pyright: ignore[reportAssignmentType]
+    await cache.get_or_load("key", takes_two)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    await cache.get_or_load("key", fetch, ttl="30")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    await cache.set("key", 1, tags=["a"])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    race_safe_cached(cache, stale_while_revalidate=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    race_safe_cached("price")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    print(text, number, folders, loaded)
