@@ -49,7 +49,7 @@ class Background:
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
         self._wanted = False
-        self._lock = threading.Lock()  # several loops may start it at once
+        self._lock = threading.RLock()  # several loops may start it at once
 
     @property
     def running(self) -> bool:
