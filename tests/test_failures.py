@@ -398,7 +398,7 @@ def test_no_frame_of_a_failed_def_outlives_the_handlers() -> None:
             pass
 
     with no_collector():
-        threads = [threading.Thread(target=caller) for _ in range(4)]
+        threads = [threading.Thread(target=caller, daemon=True) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:

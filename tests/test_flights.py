@@ -183,6 +183,23 @@ def test_who_comes_after_a_delete_does_not_join_the_load_before_it(clock: Virtua
     run_virtual(main(), clock)
 
 
+def test_an_old_load_that_ends_leaves_the_newer_one_joinable(clock: VirtualClock) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        old, new = Loader("old", seconds=1), Loader("new", seconds=5)
+        early = asyncio.create_task(cache.get_or_load("key", old))
+        await settle()
+        await cache.delete("key")
+        late = asyncio.create_task(cache.get_or_load("key", new))
+        assert await early == "old"
+        assert await cache.get_or_load("key", Loader("third")) == "new"
+        assert await late == "new"
+        assert (old.calls, new.calls) == (1, 1)
+        assert_nothing_runs(cache)
+
+    run_virtual(main(), clock)
+
+
 # -- cancellation: the caller's own
 
 
@@ -513,6 +530,26 @@ def test_after_cancel_grace_a_newcomer_overtakes_and_it_is_counted_and_logged(
     assert "key" not in record.getMessage()
 
 
+def test_who_would_wait_longer_joins_the_load_of_who_overtook(clock: VirtualClock) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Watched(seconds_to_clean=60)
+        call = asyncio.create_task(cache.get_or_load("key", load))
+        await settle()
+        call.cancel()
+        await settle()
+        newcomers = [
+            asyncio.create_task(cache.get_or_load("key", load, cancel_grace=grace))
+            for grace in (30, 2)
+        ]
+        assert await asyncio.gather(*newcomers) == [2, 2]
+        assert clock.now == pytest.approx(1003.0), "2 s of grace, 1 s of load"
+        await asyncio.sleep(60)
+        assert_nothing_runs(cache)
+
+    run_virtual(main(), clock)
+
+
 def test_a_loader_that_swallows_its_cancellation_stores_nothing(clock: VirtualClock) -> None:
     async def main() -> None:
         cache = AsyncSafeCache(clock=clock)
@@ -732,7 +769,7 @@ def test_a_waiter_in_another_loop_is_told_that_the_load_was_interrupted(
         other.start()
         await call
 
-    other = threading.Thread(target=elsewhere)
+    other = threading.Thread(target=elsewhere, daemon=True)
     with pytest.raises(interrupt):
         asyncio.run(main())
     other.join(5)

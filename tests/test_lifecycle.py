@@ -278,6 +278,30 @@ def test_closing_from_inside_a_load_does_not_wait_for_that_load(
     run_virtual(main(), clock)
 
 
+def test_who_is_cancelled_while_draining_has_closed_the_cache(clock: VirtualClock) -> None:
+    """A cache half closed would be worse: its callers get CacheClosedError now."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        await cache.start()
+        await cache.set("key", 1)
+        load = Loader("value", seconds=60)
+        call = asyncio.create_task(cache.get_or_load("slow", load))
+        await settle()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await cache.aclose(drain=True, timeout=30)
+        with pytest.raises(CacheClosedError):
+            await call
+        assert load.cancelled == 1
+        assert clock.now == pytest.approx(1001)
+        assert (len(cache), cache.memory_bytes) == (0, 0)
+        await cache.aclose()
+        assert_nothing_runs(cache)
+
+    run_virtual(main(), clock)
+
+
 def test_closing_twice_is_closing_once(clock: VirtualClock) -> None:
     async def main() -> None:
         cache = AsyncSafeCache(clock=clock)
@@ -334,7 +358,7 @@ def test_closing_from_another_loop_ends_what_runs_in_this_one() -> None:
         assert cache._engine.flights.running == {}
         assert not cache.health()["background"]["sweeper"]["running"]
 
-    thread = threading.Thread(target=lambda: asyncio.run(home()))
+    thread = threading.Thread(target=lambda: asyncio.run(home()), daemon=True)
     thread.start()
     assert loading.wait(PATIENCE)
     asyncio.run(elsewhere())
@@ -367,7 +391,7 @@ def test_a_thread_that_waits_is_woken_by_the_end() -> None:
         assert answers == [CacheClosedError] * 3
         go_on.set()
 
-    threads = [threading.Thread(target=caller) for _ in range(4)]
+    threads = [threading.Thread(target=caller, daemon=True) for _ in range(4)]
     for thread in threads:
         thread.start()
     asyncio.run(main())
@@ -562,7 +586,7 @@ def test_two_loops_that_start_a_cache_at_once_leave_one_sweeper() -> None:
         await cache.aclose()
 
     started = threading.Semaphore(0)
-    threads = [threading.Thread(target=lambda: asyncio.run(main())) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: asyncio.run(main()), daemon=True) for _ in range(2)]
     for thread in threads:
         thread.start()
     for _ in threads:
@@ -624,7 +648,7 @@ def test_tasks_and_threads_that_ask_at_once_get_one_cache_per_name() -> None:
         begin.wait(PATIENCE)
         asyncio.run(main())
 
-    threads = [threading.Thread(target=program) for _ in range(8)]
+    threads = [threading.Thread(target=program, daemon=True) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -228,6 +228,26 @@ def test_a_loader_can_catch_the_error_and_break_the_cycle(clock: VirtualClock) -
     run_virtual(main(), clock)
 
 
+def test_a_load_is_known_to_wait_only_for_what_it_waits_for_now(clock: VirtualClock) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+
+        async def load() -> int:
+            for key in range(50):
+                await cache.get_or_load(key, Loader(seconds=1))
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.5):
+                        await cache.get_or_load(("slow", key), Loader(seconds=1))
+            await settle()  # what was abandoned ends
+            (flight,) = cache._engine.flights.running
+            return len(flight.waits_on)
+
+        assert await cache.get_or_load("all", load) == 0
+        assert_nothing_runs(cache)
+
+    run_virtual(main(), clock)
+
+
 def test_a_task_that_outlives_its_load_may_ask_for_the_key(clock: VirtualClock) -> None:
     async def main() -> None:
         cache = AsyncSafeCache(clock=clock)

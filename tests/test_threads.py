@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -130,7 +130,7 @@ def test_an_invalidation_by_another_thread_shuts_out_the_load_of_a_def() -> None
         return version
 
     early: list[str] = []
-    thread = threading.Thread(target=lambda: early.append(f(1)))
+    thread = threading.Thread(target=lambda: early.append(f(1)), daemon=True)
     thread.start()
     assert loading.wait(PATIENCE)
     f.cache_invalidate(1)  # type: ignore[attr-defined]
@@ -305,6 +305,11 @@ def test_a_hit_of_another_thread_at_any_step_of_a_write_breaks_nothing(write: An
 # -- several loops
 
 
+def run(main: Coroutine[Any, Any, Any]) -> Any:
+    """Run *main* in a loop that refuses what another thread may not do to it."""
+    return asyncio.run(main, debug=True)
+
+
 def test_two_loops_share_one_load() -> None:
     cache = AsyncSafeCache()
     loads: list[int] = []
@@ -318,7 +323,7 @@ def test_two_loops_share_one_load() -> None:
     async def main() -> list[Any]:
         return await asyncio.gather(*(f(1) for _ in range(5)))
 
-    one, two = in_threads(lambda: asyncio.run(main()), lambda: asyncio.run(main()))
+    one, two = in_threads(lambda: run(main()), lambda: run(main()))
     assert one[0] == [1]
     assert {id(answer) for answer in one + two} == {id(one[0])}
     assert len(loads) == 1
@@ -356,7 +361,7 @@ def test_the_last_waiter_may_leave_from_another_loop() -> None:
         call.cancel()
         await asyncio.wait([call])
 
-    assert in_threads(lambda: asyncio.run(leader()), lambda: asyncio.run(follower())) == [None] * 2
+    assert in_threads(lambda: run(leader()), lambda: run(follower())) == [None] * 2
     assert cancelled.is_set()
     assert cache._engine.flights.running == {}
 
@@ -380,13 +385,13 @@ def test_a_thread_may_wait_for_a_load_of_a_loop_and_a_loop_for_that_of_a_thread(
         until(lambda: cache.stats().misses == 1)
         return f("loop")
 
-    assert in_threads(lambda: asyncio.run(leader()), joiner) == ["by the loop"] * 2
+    assert in_threads(lambda: run(leader()), joiner) == ["by the loop"] * 2
 
     async def late() -> Any:
         await until_async(lambda: cache.stats().misses == 2)
         return await cache.get_or_load(cache.key_for(f, "thread"), by_the_loop)
 
-    assert in_threads(lambda: f("thread"), lambda: asyncio.run(late())) == ["by the thread"] * 2
+    assert in_threads(lambda: f("thread"), lambda: run(late())) == ["by the thread"] * 2
     assert cache.stats().loads == 2
     assert cache._engine.flights.running == {}
 
@@ -668,6 +673,37 @@ def test_a_finaliser_may_call_the_cache_in_the_middle_of_a_write(
     cache.check()
     assert engine.flights.running == {}
     assert not engine.later, "what was put off is done"
+
+
+@pytest.mark.parametrize("write", [evict_by_a_write, renew, clear])
+def test_a_write_of_a_finaliser_at_any_step_of_a_write_breaks_nothing(write: Any) -> None:
+    def written_at(step: int) -> bool:
+        cache = AsyncSafeCache(max_entries=4)
+        f = race_safe_cached(cache)(lambda x: x)
+        for x in range(4):
+            f(x)
+
+        def finaliser() -> None:
+            f.cache_invalidate(1)
+            f.cache_clear()
+            at_once(cache.set("nested", 1))
+            at_once(cache.delete("nested"))
+            assert f(0) == 0
+
+        with AtStep(step, finaliser) as trace:
+            write(cache, f)
+        cache.check()
+        at_once(cache.set("last", 1))
+        assert not cache._engine.later, "what was put off is done"
+        assert at_once(cache.get("nested")) is None
+        cache.check()
+        assert cache._engine.flights.running == {}
+        return trace.done
+
+    step = 0
+    while written_at(step):
+        step += 1
+    assert step > 100
 
 
 def test_a_value_is_dropped_after_the_lock_is_released() -> None:

@@ -54,7 +54,7 @@ class Scale:
     delay: float = 0.1
     ttl: float = 5.0
     jitter: float = 0.5
-    max_memory_bytes: int = 700_000
+    max_memory_bytes: int = 800_000
 
 
 SCALE = Scale()
