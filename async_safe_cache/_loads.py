@@ -390,7 +390,8 @@ class Loads:
         weight = 0
         now = self.engine.moment_or_none()
         rejected = False
-        cancelled = isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, SystemExit))
+        interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
+        cancelled = interrupted or isinstance(error, asyncio.CancelledError)
         remember: float | None | Unset = UNSET
         if error is None:
             try:
@@ -430,6 +431,9 @@ class Loads:
                 memory = failure.remembered()
                 self.store.put(load.space, load.key, None, memory, size, remember, now, dropped)
             waiting = self.flights.end(flight)
+        if interrupted:
+            # The program ends: its own tasks are cancelled, as asyncio.run is about to do.
+            waiting = {w: loop for w, loop in waiting.items() if not _cancelled(w, loop, flight)}
         outcome = Outcome(value, failure, now)
         wake(waiting, outcome)
         try:
@@ -453,6 +457,14 @@ def _trimmed(error: BaseException) -> BaseException:
     """Take the catching frame out of the traceback of *error*: it holds what holds the error."""
     traceback = error.__traceback__
     return BaseException.with_traceback(error, traceback.tb_next if traceback else None)
+
+
+def _cancelled(waiter: Waiter, loop: Loop | None, flight: Flight) -> bool:
+    """Cancel *waiter* if it waits in the loop of *flight*; tell whether it does."""
+    if isinstance(waiter, ThreadWaiter) or loop is None or loop is not flight.loop:
+        return False
+    waiter.cancel()
+    return True
 
 
 def opened(value: object) -> Any:
