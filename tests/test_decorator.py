@@ -574,3 +574,21 @@ async def test_a_delete_during_a_refresh_drops_its_result() -> None:
     go.set()
     assert await refresh == [1]
     assert not f.cache_contains(1)
+
+
+def test_short_lived_instances_at_one_address_leave_no_entries() -> None:
+    """Each dies before the next write, and its id is used again at once."""
+    cache = AsyncSafeCache()
+
+    class Thing:
+        @race_safe_cached(cache)
+        def get(self, x):
+            return x
+
+    for number in range(500):
+        thing = Thing()
+        assert thing.get(number) == number
+        del thing
+    at_once(cache.set("key", 1))
+    assert len(cache) <= 2
+    assert len(Thing.get.__async_safe_cache__.instances) <= 1
