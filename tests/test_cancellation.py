@@ -1,6 +1,7 @@
 """Who leaves, leaves alone: cancellation at every step, abandonment, clean-up, grace."""
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -520,3 +521,44 @@ def test_a_clean_up_that_awaits_its_own_key_does_not_hang(clock: VirtualClock) -
         assert len(seen) == 1
 
     with_cache(main, clock)
+
+
+# -- callers and loops that end without a word
+
+
+def test_a_caller_whose_coroutine_is_closed_leaves_at_the_next_write(clock: VirtualClock) -> None:
+    """The collector does so to a coroutine that nobody will ever resume."""
+
+    async def main(cache: AsyncSafeCache) -> None:
+        load = Loader("value", seconds=60)
+        caller = cache.get_or_load("key", load)
+        caller.send(None)
+        await settle()
+        caller.close()
+        await cache.set("other", 1)
+        await settle()
+        assert load.cancelled == 1
+
+    with_cache(main, clock)
+
+
+def test_a_load_whose_loop_was_closed_over_it_is_loaded_anew() -> None:
+    cache = AsyncSafeCache()
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # its tasks are destroyed while pending
+    dead = loop.create_task(cache.get_or_load("key", Loader("never", seconds=60)))
+    loop.run_until_complete(settle())
+    loop.close()
+    assert cache._engine.flights.running
+    again = Loader("fresh")
+
+    async def impatient() -> Any:
+        async with asyncio.timeout(5):
+            return await cache.get_or_load("key", again)
+
+    assert asyncio.run(impatient()) == "fresh"
+    assert not cache._engine.flights.running
+    del dead
+    gc.collect()
+    asyncio.run(cache.set("other", 1))
+    cache.check()

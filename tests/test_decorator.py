@@ -592,3 +592,20 @@ def test_short_lived_instances_at_one_address_leave_no_entries() -> None:
     at_once(cache.set("key", 1))
     assert len(cache) <= 2
     assert len(Thing.get.__async_safe_cache__.instances) <= 1
+
+
+async def test_a_refresh_that_fails_with_a_failure_to_remember_keeps_the_older_value() -> None:
+    cache = AsyncSafeCache(negative={KeyError: 60})
+    results: list[Any] = ["older", KeyError("gone")]
+
+    @race_safe_cached(cache)
+    async def f(x):
+        result = results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    assert await f(1) == "older"
+    with pytest.raises(KeyError):
+        await cache.refresh(f, 1)
+    assert await f(1) == "older"

@@ -350,3 +350,27 @@ def test_a_removal_that_happens_again_is_the_latest(clock: VirtualClock) -> None
         at_once(cache.set(key, 1))
         at_once(cache.delete(key))
     assert at_once(cache.lookup("first")).reason is MissReason.DELETED
+
+
+async def test_the_removal_record_shrinks_while_a_cleared_store_is_filled_again() -> None:
+    cache = AsyncSafeCache()
+    for key in range(1_000):
+        await cache.set(key, key)
+    await cache.clear()
+    for key in range(2_000, 2_400):
+        await cache.set(key, key)
+    assert len(cache._engine.store._record) <= 400
+
+
+def test_an_expired_entry_that_is_evicted_tells_that_it_expired(
+    clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("async_safe_cache._expiry.PARTIAL", 0)  # as if its second were crowded
+    clock.now = 100.0
+    cache = AsyncSafeCache(max_entries=2, clock=clock)
+    at_once(cache.set("due", 1, ttl=0.1))
+    at_once(cache.set("live", 1, ttl=0.9))
+    clock.advance(0.5)
+    at_once(cache.set("new", 1))
+    assert at_once(cache.lookup("due")).reason is MissReason.EXPIRED
+    assert cache.stats().evictions == 0
