@@ -14,6 +14,7 @@ from typing import final
 
 import anyio
 
+from ._dead_loops import LOOK, Pulse
 from ._flights import Outcome, release
 
 __all__ = ["Background"]
@@ -49,6 +50,8 @@ class Background:
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
         self._wanted = False
+        self._pulse: Pulse | None = None  # of the job's loop, while that stands still
+        self._looked = 0.0
         self._lock = threading.RLock()  # several loops may start it at once
 
     @property
@@ -57,10 +60,32 @@ class Background:
         task = self._task
         return task is not None and not task.done() and not task.get_loop().is_closed()
 
-    @property
-    def lost(self) -> bool:
-        """Whether the job should run and does not."""
-        return self._wanted and not self.running
+    def revive(self) -> None:
+        """Start the job in the running loop if it should run and its loop is dead."""
+        if not self._wanted:
+            return
+        task = self._task
+        if task is not None and not task.done():
+            if not self._stands_still(task.get_loop()):
+                return
+            with self._lock:
+                if self._task is task:
+                    self._task = None
+            _cancel(task)  # should that loop ever run again
+        self.start()
+
+    def _stands_still(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Tell whether *loop* is dead, as seen by whoever passes; at most one look a second."""
+        if loop.is_running():
+            return False
+        now = self._clock()
+        pulse = self._pulse
+        if pulse is None or pulse.loop is not loop:
+            pulse = self._pulse = Pulse(loop)
+        elif now - self._looked < LOOK and not loop.is_closed():
+            return False
+        self._looked = now
+        return pulse.stopped()
 
     def start(self) -> None:
         """Run the job in the running loop, unless it runs already."""
@@ -68,10 +93,22 @@ class Background:
         with self._lock:
             self._wanted = True
             if not self.running:
+                self._pulse = None
                 # A context of its own: the job pins and sees no request.
                 self._task = loop.create_task(
                     self._repeat(), name=f"async_safe_cache {self.name}", context=Context()
                 )
+
+    def leave_behind(self) -> asyncio.Task[None] | None:
+        """Forget, in a forked child, the task in the parent's loop, and return it.
+
+        The next miss starts the job again, as after any loop that died.
+        """
+        task, self._task, self._pulse = self._task, None, None
+        self._lock = threading.RLock()  # another thread may have held it
+        self.errors = self.failing = 0
+        self.last_error = self.last_success = None
+        return task
 
     async def stop(self, timeout: float) -> None:
         """End the job; return when its task has ended, at most *timeout* seconds later."""
@@ -98,7 +135,10 @@ class Background:
             task.get_loop().call_soon_threadsafe(cancel)
         except RuntimeError:
             return  # closed in this very moment
-        await asyncio.wait([ended], timeout=timeout)
+        pulse = Pulse(task.get_loop())
+        while timeout > 0 and not ended.done() and not pulse.stopped():
+            await asyncio.wait([ended], timeout=min(timeout, LOOK))
+            timeout -= LOOK
 
     async def _repeat(self) -> None:
         while True:
@@ -131,3 +171,11 @@ class Background:
             "last_error": self.last_error,
             "last_success_age": None if success is None else max(0.0, now - success),
         }
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    """End *task* when its loop, another one, runs again."""
+    try:
+        task.get_loop().call_soon_threadsafe(task.cancel)
+    except RuntimeError:
+        pass  # it is closed, and never will

@@ -12,10 +12,11 @@ from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, cast, final, o
 from ._background import Background
 from ._closing import Closing, emptied
 from ._engine import Engine, State
+from ._fork import hold, inherit
 from ._function import CachedFunction, function_of
 from ._functions import Functions
 from ._health import report
-from ._keys import PLAIN, DataKey, Key, canonical
+from ._keys import PLAIN, DataKey, Key, _registering, canonical
 from ._loader import LoadContext, call_of
 from ._loads import Load, Loads
 from ._protocols import Clock, Weigher
@@ -51,6 +52,8 @@ HEALTH_WORK: Final = 1_000
 """Expired entries and seconds that health looks at; the rest it counts as live."""
 
 _PLAIN: Final = PLAIN
+
+hold(_registering)  # or a child might find it locked for ever
 
 
 @final
@@ -135,6 +138,7 @@ class AsyncSafeCache:
         self._sweeper = Background(
             "sweeper", self._sweep, check_seconds("sweep_interval", sweep_interval), clock
         )
+        inherit(self._forked, store.lock)
 
     def __repr__(self) -> str:
         store, state = self._engine.store, self._engine.state.name.lower()
@@ -595,8 +599,17 @@ class AsyncSafeCache:
 
     def _revive(self) -> None:
         """Start the sweeper again if its loop died."""
-        if self._sweeper.lost:
-            self._sweeper.start()
+        self._sweeper.revive()
+
+    def _forked(self, torn: bool) -> list[object]:
+        """Let go, in a forked child, of what belongs to the parent's threads and loops."""
+        flights = self._engine.leave_behind(torn=torn)
+        functions = self._functions
+        for named in (*functions._names.values(), functions._replaced):
+            for wrapper in (reference() for reference in named.values()):
+                if wrapper is not None:
+                    function_of(wrapper)[0].forgotten = (0, 0)
+        return [*flights, self._sweeper.leave_behind()]
 
     def _load_of(self, function: CachedFunction, values: tuple[Any, ...]) -> Load:
         space, data, kind = function.address(values)
@@ -620,6 +633,7 @@ class AsyncSafeCache:
 
     async def _sweep(self) -> None:
         """Free what is due now, in slices."""
+        self._engine.guards.bury_closed()  # nobody may ever ask for their keys again
         now = self._engine.clock()
         while self._engine.sweep(now, SWEEP_SLICE):  # noqa: ASYNC110 - not waiting: working
             await asyncio.sleep(0)

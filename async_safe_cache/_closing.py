@@ -112,7 +112,6 @@ class Closing:
                         flight
                         for flight in flights()
                         if flight is not current
-                        and not (flight.loop is not None and flight.loop.is_closed())
                         and (threads or flight.loop is not None or flight.thread in ours)
                     ),
                     None,
@@ -122,7 +121,8 @@ class Closing:
                 self.flights.watch(pending, waiter, loop)
             timer = loop.call_at(min(deadline, loop.time() + _FOR_EVER), release, waiter)
             try:
-                await waiter
+                with self.engine.guards.guarding(pending, loop):
+                    await waiter
             finally:
                 timer.cancel()
                 self._unwatch(pending, waiter)
@@ -140,7 +140,7 @@ class Closing:
                     return
                 self.flights.watch(pending, waiter, None)
             try:
-                waiter.wait()
+                self.engine.guards.wait_here(pending, waiter)
             finally:
                 self._unwatch(pending, waiter)
 

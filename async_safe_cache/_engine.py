@@ -21,6 +21,7 @@ from enum import Enum, auto
 from inspect import iscoroutine
 from typing import Any, cast, final
 
+from ._dead_loops import Guards
 from ._flights import Failure, Flight, Flights, current_flight
 from ._health import Recent
 from ._keys import DataKey
@@ -100,6 +101,7 @@ class Engine:
         # What finalisers asked for; bounded by what was collected since the last write.
         self.later: deque[Callable[[list[object]], object]] = deque()
         self._lock = store.lock
+        self.guards = Guards(self.flights, store.lock)
         # Not in the stubs, but what threading.Condition asks every RLock.
         self._is_mine: Callable[[], bool] = cast("Any", store.lock)._is_owned
 
@@ -370,6 +372,27 @@ class Engine:
             removals_by_cause={str(cause): store.removals[cause] for cause in RemovalCause},
             evictions_by_cause=dict(store.evictions),
         )
+
+    def leave_behind(self, *, torn: bool) -> list[Flight]:
+        """Locked, in a forked child. Keep the entries; let go of all else, and return the flights.
+
+        What is *torn* in the middle of a write is emptied too.
+        """
+        flights = self.flights.leave_behind()
+        self.guards.forget()
+        self.workers.clear()
+        if self.state is State.DRAINING:
+            self.state = State.CLOSED  # whoever was closing it is not here to do the rest
+        if torn or self.state is State.CLOSED:
+            self.store.clear(-math.inf)
+            self.store.forget_removals()
+        for counters in (self.retired, *self.counters):
+            counters.forget()
+        self.misses_by_reason = dict.fromkeys(MissReason, 0)
+        self.estimated = 0
+        self.store.forget_counts()
+        self.recent = Recent(self.recent._last)
+        return flights
 
     def check(self) -> None:
         """Recompute every invariant from scratch; raise AssertionError at a broken one."""

@@ -214,7 +214,7 @@ class Flights:
         flight = self._registry.get(key)
         if flight is not None and flight.loop is not None and flight.loop.is_closed():
             # Its loop died without ending its tasks: whoever waits loads for himself.
-            wake(self.end(flight), None)
+            wake(self.bury(flight.loop)[0], None)
             return None
         return flight
 
@@ -301,6 +301,34 @@ class Flights:
         waiting = flight.waiters | flight.watchers
         flight.waiters, flight.watchers = {}, {}
         return waiting
+
+    def bury(self, loop: Loop) -> tuple[dict[Waiter, Loop | None], list[asyncio.Task[None]]]:
+        """Locked. Take out every flight of *loop*, which is dead: a late result answers nobody.
+
+        Returns everybody to be woken, and the tasks to be cancelled should that
+        loop ever run again. O(flights).
+        """
+        waiting: dict[Waiter, Loop | None] = {}
+        tasks: list[asyncio.Task[None]] = []
+        for flight in [each for each in self.running if each.loop is loop]:
+            if flight.task is not None:
+                tasks.append(flight.task)
+            flight.cancelling = True
+            waiting |= self.end(flight)
+        return waiting, tasks
+
+    def leave_behind(self) -> list[Flight]:
+        """Locked, in a forked child. Let go of the parent's flights, and return them.
+
+        They are marked and no more: their tasks and futures belong to the
+        parent's loops, of which the child must touch nothing.
+        """
+        flights = list(self.running)
+        for flight in flights:
+            flight.done = True
+        self._registry, self.running = {}, {}
+        self.overlapping = 0
+        return flights
 
     def cycle(self, current: Flight | None, target: Flight) -> tuple[str, ...]:
         """Locked. Return the names of the cycle that waiting for *target* would close.

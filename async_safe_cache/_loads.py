@@ -11,6 +11,7 @@ afterwards. A load never waits for a lock, and no caller owns one.
 
 import asyncio
 import logging
+import math
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
@@ -107,7 +108,7 @@ class Loads:
             if step is Step.CLEAN_UP:
                 timer = loop.call_later(load.options.cancel_grace, release, waiter)
                 try:
-                    await self._wait(what, waiter)
+                    await self._wait(what, waiter, loop)
                 finally:
                     timer.cancel()
                 self._overtake(what, load.options.cancel_grace)
@@ -115,9 +116,9 @@ class Loads:
             if step is Step.LEAD:
                 start = self._start_thread if in_thread else self._start_task
                 start(what, load)
-            outcome = await self._wait(what, waiter)
+            outcome = await self._wait(what, waiter, loop)
             if outcome is None:
-                continue  # nobody answered: its loop died, or it was given up
+                continue  # nobody answered: its loop died
             if not refresh:
                 self._waited(begun, outcome)
             result = outcome.value if outcome.failure is None else outcome.failure
@@ -153,7 +154,8 @@ class Loads:
                 if step is Step.LEAD:
                     outcome = self._lead(what, load)
                 else:
-                    waiter.wait(min(grace, threading.TIMEOUT_MAX) if step is Step.CLEAN_UP else -1)
+                    seconds = grace if step is Step.CLEAN_UP else math.inf
+                    self.engine.guards.wait_here(what, waiter, seconds)
                     outcome = waiter.outcome
             finally:
                 self._forget(current, what, waiter)
@@ -236,12 +238,16 @@ class Loads:
                 raise RecursiveLoadError((caller, flight.name), blocking_loop=True)
 
     async def _wait(
-        self, flight: Flight, waiter: "asyncio.Future[Outcome | None]"
+        self, flight: Flight, waiter: "asyncio.Future[Outcome | None]", loop: Loop
     ) -> Outcome | None:
         """Wait for the outcome; leave the flight when the caller is cancelled."""
         current = current_flight.get()
         try:
-            outcome = await waiter
+            if flight.loop is loop:
+                outcome = await waiter
+            else:
+                with self.engine.guards.guarding(flight, loop):
+                    outcome = await waiter
         except GeneratorExit:
             # The collector closes a coroutine whose loop died: no place to take a lock.
             self.engine.later.append(lambda _: self._forget(current, flight, waiter))
@@ -392,6 +398,9 @@ class Loads:
         rejected = False
         interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
         cancelled = interrupted or isinstance(error, asyncio.CancelledError)
+        stopped_from_outside = (
+            cancelled and flight.task is not None and flight.task.cancelling() > 0
+        )
         remember: float | None | Unset = UNSET
         if error is None:
             try:
@@ -416,8 +425,12 @@ class Loads:
         with self._lock:
             self.engine.catch_up(dropped)
             counters = load.space.counters
-            counters.loads += not (cancelled and flight.cancelling)
-            counters.load_errors += failure is not None and not (cancelled and flight.cancelling)
+            # A load that was only stopped is none, unless somebody is told that it failed.
+            ended = not (cancelled and flight.cancelling) and (
+                not stopped_from_outside or any(_is_near(w, flight) for w in flight.waiters.items())
+            )
+            counters.loads += ended
+            counters.load_errors += ended and failure is not None
             if not self.flights.land(flight):
                 pass
             elif rejected or (now is None and failure is None):
@@ -433,7 +446,11 @@ class Loads:
             waiting = self.flights.end(flight)
         if interrupted:
             # The program ends: its own tasks are cancelled, as asyncio.run is about to do.
-            waiting = {w: loop for w, loop in waiting.items() if not _cancelled(w, loop, flight)}
+            waiting = dict(each for each in waiting.items() if not _cancelled(each, flight))
+        if stopped_from_outside:
+            # asyncio.run ends its loop so. To who waits elsewhere that is no answer: load again.
+            wake(dict(each for each in waiting.items() if not _is_near(each, flight)), None)
+            waiting = dict(each for each in waiting.items() if _is_near(each, flight))
         outcome = Outcome(value, failure, now)
         wake(waiting, outcome)
         try:
@@ -459,8 +476,16 @@ def _trimmed(error: BaseException) -> BaseException:
     return BaseException.with_traceback(error, traceback.tb_next if traceback else None)
 
 
-def _cancelled(waiter: Waiter, loop: Loop | None, flight: Flight) -> bool:
-    """Cancel *waiter* if it waits in the loop of *flight*; tell whether it does."""
+def _is_near(waiting: tuple[Waiter, Loop | None], flight: Flight) -> bool:
+    """Tell whether somebody still waits in the loop of *flight*, which is the running one."""
+    waiter, loop = waiting
+    near = loop is not None and loop is flight.loop
+    return near and not isinstance(waiter, ThreadWaiter) and not waiter.done()
+
+
+def _cancelled(waiting: tuple[Waiter, Loop | None], flight: Flight) -> bool:
+    """Cancel a waiter in the loop of *flight*; tell whether it is one."""
+    waiter, loop = waiting
     if isinstance(waiter, ThreadWaiter) or loop is None or loop is not flight.loop:
         return False
     waiter.cancel()

@@ -1,7 +1,6 @@
 """One cache per name and process, race-free from tasks and threads."""
 
 import inspect
-import threading
 from typing import Any
 
 from ._cache import AsyncSafeCache
@@ -14,17 +13,15 @@ _DEFAULTS = {
     name: each.default for name, each in inspect.signature(AsyncSafeCache).parameters.items()
 }
 
-_lock = threading.Lock()
 _caches: dict[str, tuple[AsyncSafeCache, dict[str, Any]]] = {}  # bounded by the names in use
 
 
 def _cache_named(name: str, options: dict[str, Any]) -> AsyncSafeCache:
-    # Checked, and made, outside the lock only if it must be: __init__ runs the user's clock.
     known = _caches.get(name)
     if known is None:
-        made = AsyncSafeCache(name, **options)
-        with _lock:
-            known = _caches.setdefault(name, (made, options))
+        # setdefault is one step under the GIL: of two that make it at once, one is kept. No
+        # lock: making a cache runs the user's clock, and a forked child cannot find it locked.
+        known = _caches.setdefault(name, (AsyncSafeCache(name, **options), options))
     cache, made_with = known
     other = sorted(
         option

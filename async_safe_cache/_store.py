@@ -65,6 +65,11 @@ class Counters:
         self.loads = 0
         self.load_errors = 0
 
+    def forget(self) -> None:
+        """Count from 0 again."""
+        for name in self.__slots__:
+            setattr(self, name, 0)
+
     def add(self, other: "Counters") -> None:
         """Add the counts of *other*."""
         for name in self.__slots__:
@@ -296,6 +301,12 @@ class Store:
         self.removals[RemovalCause.CLEARED] += held
         self.bytes = 0
         return wreck
+
+    def forget_counts(self) -> None:
+        """Count removals from 0 again."""
+        self.rejected = 0
+        self.removals = Counter()
+        self.evictions = dict.fromkeys(self.evictions, 0)
 
     def forget_removals(self) -> None:
         """Drop every removal record."""
