@@ -203,9 +203,9 @@ def test_the_late_end_of_a_load_leaves_its_successor_alone(
     assert (cache.stats().loads, cache.stats().load_errors) == (1, 0), "what was stopped is none"
 
 
-@pytest.mark.usefixtures("quick")
-def test_a_loop_that_runs_now_and_then_is_not_dead() -> None:
+def test_a_loop_that_runs_now_and_then_is_not_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     """It stands still at every look; that it ran in between, it proves by itself."""
+    monkeypatch.setattr(_dead_loops, "LOOK", 0.25)
     cache = AsyncSafeCache()
     loop = asyncio.new_event_loop()
     finish = asyncio.Event()
@@ -223,7 +223,7 @@ def test_a_loop_that_runs_now_and_then_is_not_dead() -> None:
     loop.run_until_complete(settle())
     thread = Elsewhere(lambda: asyncio.run(join()))
     until(lambda: cache.stats().coalesced == 1)
-    for _ in range(12):  # 0.5 s: five looks
+    for _ in range(20):  # 0.8 s: four looks
         time.sleep(0.04)
         loop.run_until_complete(asyncio.sleep(0))
     finish.set()
@@ -417,7 +417,7 @@ def test_a_thread_takes_over_when_asyncio_run_ends_the_load_it_waits_for() -> No
 def test_a_thread_takes_over_from_a_dead_loop(
     end: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_dead_loops, "LOOK", 0.3)
+    monkeypatch.setattr(_dead_loops, "LOOK", 0.5)
     cache = AsyncSafeCache()
     loop = asyncio.new_event_loop()
 
@@ -435,7 +435,7 @@ def test_a_thread_takes_over_from_a_dead_loop(
         until(lambda: cache.stats().coalesced == 1)
         abandon(loop)  # type: ignore[arg-type]
     assert thread.result() == "here"
-    assert thread.seconds < 0.55, "the first look is at once, the second after 0.3 s"
+    assert thread.seconds < 0.95, "the first look is at once, the second after 0.5 s"
     assert cache._engine.flights.running == {}
     if end == "stopped":
         assert loop.run_until_complete(call) == "here"
