@@ -205,6 +205,11 @@ def _takes_clock(scenario: Any) -> bool:
     return len(wanted) == 1
 
 
+def _name(scenario: Any) -> str:
+    name = getattr(scenario, "__qualname__", None) or getattr(scenario, "name", None)
+    return str(name or type(scenario).__name__).rpartition("<locals>.")[2]
+
+
 def explore(
     scenario: Scenario,
     *,
@@ -252,7 +257,7 @@ def explore(
         raise TypeError(f"cancel must be the name of a task, or None, not {cancel!r}")
     runner = _Runner(scenario, max_steps)
     policies = alternating(policy)
-    name = getattr(scenario, "__qualname__", type(scenario).__qualname__).rpartition("<locals>.")[2]
+    name = _name(scenario)
     with _alone():
         return _explore(runner, name, policies, schedules, seed, cancel, max_shrinks, policy)
 
@@ -331,7 +336,7 @@ def replay(scenario: Scenario, schedule: str, *, max_steps: int = 10_000) -> Non
     """
     runner = _Runner(scenario, max_steps)
     recorded = _Schedule.parse(schedule)
-    name = getattr(scenario, "__qualname__", type(scenario).__qualname__).rpartition("<locals>.")[2]
+    name = _name(scenario)
     with _alone():
         watch = _Timeline()
         loop, trouble, chooser = runner.again(recorded, watch, strict=True)
