@@ -35,6 +35,7 @@ Scenario = (
     Callable[[], Coroutine[Any, Any, object]] | Callable[[FakeClock], Coroutine[Any, Any, object]]
 )
 _SHOWN: Final = 60  # lines of a timeline; the last are the telling ones
+_SHORTEST: Final = "the shortest failing schedule that was found"
 _BARREN: Final = 8  # runs after which a cancellation that was never delivered is not tried again
 
 
@@ -90,7 +91,7 @@ class ExplorationError(AssertionError):
         self.explored = explored
         super().__init__(
             f"{name} fails ({trouble.kind}): {trouble}\n"
-            f"found {how}; the shortest failing schedule that was found:\n\n"
+            f"found {how}:\n\n"
             f"{timeline}\n\n"
             f"to run it again:  replay({name}, {schedule!r})"
         )
@@ -293,7 +294,7 @@ def _explore(
         seen.add(digest)
         found = _Schedule(loop.chooser.reorders, target, tuple(loop.decisions), digest)
         if trouble is not None:
-            how = f"by policy {policy_now.name!r}, seed {seed}, at schedule {count:,}"
+            how = f"by policy {policy_now.name!r}, seed {seed}, at schedule {count:,}; {_SHORTEST}"
             raise _failure(runner, name, found, trouble, max_shrinks, count, how) from trouble.cause
         if count == 1:
             _require_repeatable(runner, name, found)
@@ -507,6 +508,7 @@ def _alone() -> Generator[None]:
         original = getattr(owner, name)
 
         def guarded(*args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
             loop = running_loop() if threading.get_ident() == here else None
             if isinstance(loop, ScheduleLoop):
                 raise loop.refused(what)

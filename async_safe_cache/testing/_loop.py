@@ -418,6 +418,7 @@ class ScheduleLoop(asyncio.BaseEventLoop):
 
 def _refuse(name: str, what: str) -> None:
     def refused(self: ScheduleLoop, *_: Any, **__: Any) -> Any:
+        __tracebackhide__ = True
         raise self.refused(f"{what} (loop.{name})")
 
     setattr(ScheduleLoop, name, refused)
