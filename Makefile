@@ -8,7 +8,7 @@ VENV := .venv/$(or $(TAG),unknown)
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: demo test check format coverage bench build clean
+.PHONY: demo test check format coverage bench conformance explore mutants build clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.runtime
@@ -35,6 +35,18 @@ coverage: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks -o asyncio_debug=false -o timeout=0 $(ARGS)
 
+# The same stories told to this library and to others, each in a process of its own; about a minute.
+conformance: $(VENV)/.conformance
+	$(BIN)/python -m benchmarks.conformance $(ARGS)
+
+# Two million schedules and more; several minutes. ARGS=--scale=0.01 is a trial.
+explore: $(VENV)/.dev
+	$(BIN)/python -m tests.explore $(ARGS)
+
+# Plant each known bug on a copy and see it found; several minutes.
+mutants: $(VENV)/.dev
+	$(BIN)/python -m tests.mutants $(ARGS)
+
 build: $(VENV)/.dev
 	$(BIN)/python -m hatchling build
 
@@ -58,4 +70,8 @@ $(VENV)/.runtime: $(VENV)/.python pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.python pyproject.toml
 	@$(PIP) install -e '.[dev]'
+	@touch $(VENV)/.runtime $@
+
+$(VENV)/.conformance: $(VENV)/.python pyproject.toml
+	@$(PIP) install -e '.[conformance]'
 	@touch $(VENV)/.runtime $@

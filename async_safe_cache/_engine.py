@@ -16,10 +16,12 @@ import math
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable
+from contextlib import contextmanager
 from enum import Enum, auto
 from inspect import iscoroutine
-from typing import Any, cast, final
+from typing import Any, Final, cast, final
+from weakref import ref
 
 from ._dead_loops import Guards
 from ._flights import Failure, Flight, Flights, current_flight
@@ -32,9 +34,11 @@ from .errors import CacheClosedError
 from .options import CacheOptions
 from .outcomes import CacheStats, MissReason, RemovalCause
 
-__all__ = ["Engine", "State", "cancel", "check_value", "one_shot"]
+__all__ = ["Engine", "State", "bypass", "cancel", "check_value", "one_shot"]
 
 _log = logging.getLogger("async_safe_cache")
+
+_engines: Final["set[ref[Engine]]"] = set()  # bounded by the live caches
 
 
 class State(Enum):
@@ -104,6 +108,7 @@ class Engine:
         self.guards = Guards(self.flights, store.lock)
         # Not in the stubs, but what threading.Condition asks every RLock.
         self._is_mine: Callable[[], bool] = cast("Any", store.lock)._is_owned
+        _engines.add(ref(self, _engines.discard))
 
     # -- small parts
 
@@ -401,6 +406,36 @@ class Engine:
             self.catch_up(dropped)
             self.store.check()
             self.flights.check()
+
+
+@contextmanager
+def bypass(engine: Engine | None) -> Generator[None]:
+    """Switch caching off for the block: for one cache, or (None) for all of the process.
+
+    First nothing gets in any more, then everything is taken out and the loads
+    that run are fenced: so every hit misses, and pays nothing to do so.
+    """
+    # `x += 1` on an attribute is one step under the GIL, as with Counters.hits.
+    if engine is None:
+        Store.off_everywhere += 1
+    else:
+        engine.store.off += 1
+    try:
+        _clear(engine)
+        yield
+    finally:
+        if engine is None:
+            Store.off_everywhere -= 1
+        else:
+            engine.store.off -= 1
+
+
+def _clear(engine: Engine | None) -> None:
+    # tuple(a set) is one step too: no cache of another thread comes in between.
+    engines = [each() for each in tuple(_engines)] if engine is None else [engine]
+    for each in engines:
+        if each is not None:
+            each.clear()
 
 
 def cancel(flights: Iterable[Flight]) -> None:

@@ -218,9 +218,18 @@ class Flights:
             return None
         return flight
 
-    def open(self, key: Place, name: str, loop: Loop | None, *, keep: bool) -> Flight:
-        """Locked. Register a new flight; none may be registered for *key*."""
-        flight = self._registry[key] = Flight(key, name, loop, keep=keep)
+    def open(
+        self, key: Place, name: str, loop: Loop | None, *, keep: bool, alone: bool = False
+    ) -> Flight:
+        """Locked. Register a new flight; none may be registered for *key*.
+
+        One that is *alone* is not registered: nobody joins it, and it stores
+        nothing, as if it had been fenced at once.
+        """
+        flight = Flight(key, name, loop, keep=keep)
+        flight.fenced = alone
+        if not alone:
+            self._registry[key] = flight
         self.running[flight] = None
         return flight
 
@@ -350,6 +359,15 @@ class Flights:
                     seen.add(waited)
                     paths.append((waited, (*names, waited.name)))
         return ()
+
+    def recursion(self, current: Flight | None, key: Place) -> tuple[str, ...]:
+        """Locked. Return the names of the cycle of a load of *key* that would start itself again.
+
+        For loads that join nothing; a cycle of those that do is found by `cycle`.
+        Complexity: O(running loads).
+        """
+        same = (flight for flight in self.running if flight.key == key)
+        return next(filter(None, (self.cycle(current, flight) for flight in same)), ())
 
     def check(self) -> None:
         """Locked. Raise AssertionError unless the registry is sound. O(flights)."""

@@ -25,6 +25,7 @@ from ._flights import (
     Flight,
     Loop,
     Outcome,
+    Place,
     ThreadWaiter,
     Waiter,
     current_flight,
@@ -201,11 +202,14 @@ class Loads:
                     return Step.HIT, entry, now
             flight = self.flights.get((space, key))
             if flight is None:
+                alone = self.store.bypassed
+                if alone:
+                    self._refuse_recursion(current, (space, key))
                 if not counted:
                     self.engine.miss(space, key)
                 keep = load.options.on_abandon == "finish"
                 owner = None if in_thread else loop
-                flight = self.flights.open((space, key), space.name, owner, keep=keep)
+                flight = self.flights.open((space, key), space.name, owner, keep=keep, alone=alone)
                 if loop is None:
                     flight.thread = threading.get_ident()
                 else:
@@ -236,6 +240,12 @@ class Loads:
             if flight.thread == threading.get_ident() or (here and flight.loop is here):
                 caller = current.name if current else flight.name
                 raise RecursiveLoadError((caller, flight.name), blocking_loop=True)
+
+    def _refuse_recursion(self, current: Flight | None, place: Place) -> None:
+        """Locked. Raise RecursiveLoadError if a load of *place* that joins nothing never ended."""
+        chain = self.flights.recursion(current, place)
+        if chain:
+            raise RecursiveLoadError(chain)
 
     async def _wait(
         self, flight: Flight, waiter: "asyncio.Future[Outcome | None]", loop: Loop

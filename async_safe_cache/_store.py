@@ -9,6 +9,9 @@ caller's `dropped` list, which dies after the lock was released: a value's
     put     retire old -> free what is due -> evict until it fits -> publish
     remove  only if the namespace still holds *this* entry
 
+While caching is switched off the door in lets nothing pass, so that every hit
+misses without being told to.
+
 `bytes` is changed in `_link` and `_unlink` only. A reader without the lock (a
 hit) relies on the GIL and on that order: an entry is complete before it is
 published and is never changed into another one afterwards.
@@ -18,7 +21,7 @@ import threading
 from collections import Counter
 from collections.abc import Collection
 from math import inf
-from typing import Final, cast, final
+from typing import ClassVar, Final, cast, final
 from weakref import ref
 
 from ._eviction import LeastRecentlyUsed
@@ -142,7 +145,13 @@ class Store:
 
     Complexity: every operation O(1) amortised, plus what it evicts or frees;
     `clear` O(namespaces + removal records); `check` O(entries).
+
+    Attributes:
+        off: Blocks that are open now, in which nothing is stored here.
+        off_everywhere: Blocks that are open now, in which no store stores anything.
     """
+
+    off_everywhere: ClassVar[int] = 0
 
     def __init__(self, max_entries: int | None, max_bytes: int | None) -> None:
         # Re-entrant: the collector may run a finaliser that calls the cache
@@ -154,6 +163,7 @@ class Store:
         self.bytes = 0
         self.generation = 0
         self.rejected = 0
+        self.off = 0
         self.removals: Counter[RemovalCause] = Counter()  # bounded by RemovalCause
         self.evictions = {"max_entries": 0, "max_memory_bytes": 0}
         self._expiry: ExpiryIndex[Entry] = ExpiryIndex()
@@ -161,6 +171,11 @@ class Store:
         self._occupied: dict[Namespace, None] = {}  # those with entries: bounded by them
 
     # -- reading
+
+    @property
+    def bypassed(self) -> bool:
+        """Whether caching is switched off: nothing gets in, and every read misses."""
+        return self.off > 0 or Store.off_everywhere > 0
 
     def find(self, space: Namespace, key: DataKey, now: float) -> Entry | None:
         """Return the fresh entry of *key*, as the most recently used one."""
@@ -177,6 +192,8 @@ class Store:
 
     def reason(self, space: Namespace, key: DataKey) -> MissReason:
         """Return why *key* has no fresh entry."""
+        if self.bypassed:
+            return MissReason.BYPASSED
         if key in space.data:
             return MissReason.EXPIRED
         return self._record.reason(_mark(space, key))
@@ -206,6 +223,8 @@ class Store:
         A value that cannot fit removes the older one of its key: what it
         replaced is not true any more.
         """
+        if self.bypassed:
+            return False
         self.generation += 1
         old = space.data.get(key)
         if weight > self.max_bytes or self.max_entries < 1:

@@ -52,7 +52,7 @@ class MissReason(StrEnum):
     VERSION_MISMATCH = "VERSION_MISMATCH"
     UNREADABLE = "UNREADABLE"
     BYPASSED = "BYPASSED"
-    """Caching was not possible at that moment."""
+    """Caching was switched off, or not possible at that moment."""
 
 
 class RemovalCause(StrEnum):

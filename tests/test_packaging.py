@@ -19,6 +19,7 @@ DIST_INFO = "async_safe_cache-0.1.0.dist-info"
 
 SDIST_TOP = {
     "async_safe_cache",
+    "async_safe_cache_pytest.py",
     "tests",
     "examples",
     "benchmarks",
@@ -66,7 +67,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     dist_info = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
     assert names_of(wheel) == (
         package
-        | {"async_safe_cache/_demo/race_conditions.py"}
+        | {"async_safe_cache/_demo/race_conditions.py", "async_safe_cache_pytest.py"}
         | {f"{DIST_INFO}/{name}" for name in dist_info}
     )
     assert {"async_safe_cache/__init__.py", "async_safe_cache/py.typed"} <= package
@@ -117,6 +118,10 @@ def test_the_package_needs_anyio_and_aiorwlock_alone(wheel: Path) -> None:
         "async-safe-cache",
         "=",
         "async_safe_cache.__main__:main",
+        "[pytest11]",
+        "async_safe_cache_pytest",
+        "=",
+        "async_safe_cache_pytest",
     ]
 
 

@@ -1,0 +1,1 @@
+"""The conformance table: the same stories, told to this library and to its peers."""
