@@ -224,7 +224,7 @@ class AsyncSafeCache:
         """
         self._engine.admit()
         space, data, _ = self._place(key)
-        entry = self._engine.peek(space, data, self._engine.clock())
+        entry = self._engine.look(space, data, self._engine.clock())
         return default if entry is None else entry.value
 
     async def get_many(self, keys: Iterable[K]) -> dict[K, Any]:

@@ -275,7 +275,7 @@ def _add_attributes(
     def cache_contains(*args: Any, **kwargs: Any) -> bool:
         """Tell whether one call has a fresh value."""
         space, data, _ = place(*args, **kwargs)
-        return engine.peek(space, data, engine.clock()) is not None
+        return engine.look(space, data, engine.clock()) is not None
 
     def cache_key(*args: Any, **kwargs: Any) -> Key:
         """Return the key of one call."""

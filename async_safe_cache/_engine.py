@@ -235,6 +235,18 @@ class Engine:
             return None
         return entry
 
+    def look(self, space: Namespace, key: DataKey, now: float) -> Entry | None:
+        """Return the fresh entry of *key*; no recency, no statistics.
+
+        A write takes the old entry out before it publishes the new one, so what
+        seems to be absent is looked for again under the lock.
+        """
+        entry = self.peek(space, key, now)
+        if entry is None:
+            with self._lock:
+                entry = self.peek(space, key, now)
+        return entry
+
     def read(self, space: Namespace, key: DataKey, now: float) -> Entry | MissReason:
         """Return the fresh entry of *key*, or why there is none; one counted call."""
         self.admit()

@@ -444,7 +444,7 @@ class Loads:
             if not self.flights.land(flight):
                 pass
             elif rejected or (now is None and failure is None):
-                self.store.reject(load.space, load.key)
+                self.store.reject(load.space, load.key, -math.inf if now is None else now, dropped)
             elif now is None:
                 pass
             elif failure is None:

@@ -228,9 +228,9 @@ class Store:
         self.generation += 1
         old = space.data.get(key)
         if weight > self.max_bytes or self.max_entries < 1:
-            if old is not None:
+            if old is not None and old.deadline > now:
                 self._unlink(old, RemovalCause.REJECTED, dropped)
-            self.reject(space, key)
+            self.reject(space, key, now, dropped)
             return False
         if old is not None:
             expired = old.deadline <= now
@@ -241,8 +241,12 @@ class Store:
         self._link(Entry(space, key, kind, value, weight, now, deadline, self.generation))
         return True
 
-    def reject(self, space: Namespace, key: DataKey) -> None:
+    def reject(self, space: Namespace, key: DataKey, now: float, dropped: list[object]) -> None:
         """Remember that a value of *key* was returned and not stored."""
+        old = space.data.get(key)
+        if old is not None and old.deadline <= now:
+            # First, or the reason of the next miss would depend on who swept when.
+            self._unlink(old, RemovalCause.EXPIRED, dropped)
         self.rejected += 1
         self._record.add(_mark(space, key), MissReason.REJECTED, len(self.order))
 
@@ -266,8 +270,9 @@ class Store:
         entry = space.data.get(key)
         if entry is not None:
             fresh = entry.deadline > now
-            self._unlink(entry, cause if fresh or fenced else RemovalCause.EXPIRED, dropped)
-            return fresh
+            self._unlink(entry, cause if fresh else RemovalCause.EXPIRED, dropped)
+            if fresh:
+                return True
         if fenced:
             self._record.add(_mark(space, key), _REASON_OF[cause], len(self.order))
         return False
@@ -306,7 +311,7 @@ class Store:
     def clear(self, now: float) -> list[Collection[object]]:
         """Remove everything; return the old containers, to be emptied in slices."""
         self.generation += 1
-        held = len(self.order)
+        held, due = len(self.order), self._expiry.count_due(now)
         for entry in reversed(self.order.newest(MOST)):
             reason = MissReason.EXPIRED if entry.deadline <= now else MissReason.CLEARED
             self._record.add(_mark(entry.space, entry.key), reason, held)
@@ -317,7 +322,8 @@ class Store:
         self._occupied = {}
         self.order = LeastRecentlyUsed()
         self._expiry = ExpiryIndex()
-        self.removals[RemovalCause.CLEARED] += held
+        self.removals[RemovalCause.EXPIRED] += due
+        self.removals[RemovalCause.CLEARED] += held - due
         self.bytes = 0
         return wreck
 

@@ -470,21 +470,6 @@ def test_a_write_that_raised_may_be_what_a_concurrent_read_saw_and_a_removal_too
     told.history.check()
 
 
-def test_a_peek_may_miss_a_value_only_while_it_is_replaced() -> None:
-    for during in (False, True):
-        told = Told(lossless=True)
-        told.set_at_once()
-        second = told.sets()
-        if not during:
-            second.returned(Outcome.DONE)
-        told.asks("peek", Act.WEAK_READ).returned(Outcome.MISS)
-        if during:
-            second.returned(Outcome.DONE)
-            told.history.check()
-        else:
-            refused(told, "peek [5..6] found nothing although the key held k#2")
-
-
 def test_equal_values_of_one_key_are_refused_before_anything_is_decided() -> None:
     history = History()
     for _ in range(2):

@@ -15,7 +15,7 @@ from typing import Any, Self
 import pytest
 
 import async_safe_cache
-from async_safe_cache import AsyncSafeCache, race_safe_cached
+from async_safe_cache import MISSING, AsyncSafeCache, race_safe_cached
 
 from .virtual import at_once
 
@@ -742,3 +742,29 @@ def test_a_value_is_dropped_after_the_lock_is_released() -> None:
 
     for write in (replace, delete, clear):
         assert dropped(write) == [True]
+
+
+def test_a_value_that_is_being_replaced_is_never_missing() -> None:
+    """A write takes the old value out before it publishes the new one; nobody may see the gap."""
+    cache = AsyncSafeCache()
+
+    at_once(cache.set("k", 0))
+    over = threading.Event()
+
+    def write() -> None:
+        while not over.is_set():
+            at_once(cache.set("k", 1))
+
+    writer = threading.Thread(target=write)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    writer.start()
+    try:
+        missed, end = 0, time.monotonic() + 0.7
+        while time.monotonic() < end:
+            missed += sum(cache.peek("k") is MISSING for _ in range(200))
+    finally:
+        over.set()
+        writer.join()
+        sys.setswitchinterval(before)
+    assert missed == 0

@@ -214,7 +214,7 @@ class WatchedCache:
 
     def peek(self, key: object, default: object = MISSING) -> Any:
         """Record `AsyncSafeCache.peek`."""
-        operation = self.history.begin("peek", Act.WEAK_READ, key)
+        operation = self.history.begin("peek", Act.READ, key)
         with _Ended(operation):
             value = self.cache.peek(key)
             _found(operation, value)
@@ -353,7 +353,7 @@ class WatchedFunction:
 
     def cache_contains(self, *args: Any, **kwargs: Any) -> bool:
         """Record `cache_contains` of the function."""
-        operation = self.history.begin("cache_contains", Act.WEAK_USE, self.key(*args, **kwargs))
+        operation = self.history.begin("cache_contains", Act.USE, self.key(*args, **kwargs))
         with _Ended(operation):
             found: bool = self.fn.cache_contains(*args, **kwargs)
             operation.returned(Outcome.DONE, found)

@@ -51,9 +51,7 @@ class Act(Enum):
     """What an operation does to its key."""
 
     READ = auto()  # sees the value
-    WEAK_READ = auto()  # likewise, but may miss a value that is being replaced (peek)
     USE = auto()  # tells whether there is a value (touch)
-    WEAK_USE = auto()  # likewise, as a weak read (cache_contains)
     CALL = auto()  # sees the value, or joins or begins a load
     REFRESH = auto()  # joins or begins a load, whatever the value
     WRITE = auto()

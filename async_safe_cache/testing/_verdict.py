@@ -174,13 +174,10 @@ class Verdict:
                     done = outcome is Outcome.DONE
                     found = None if each.result is None or not done else bool(each.result)
                     yield Point(low, high, Step.REMOVE, each, needed=done, found=found)
-                case ((Act.USE | Act.WEAK_USE), Outcome.DONE) if each.result:
+                case (Act.USE, Outcome.DONE) if each.result:
                     yield Point(low, high, Step.HAS, each)
                 case (Act.USE, Outcome.DONE) | ((Act.READ | Act.CALL), Outcome.MISS):
                     yield Point(low, high, Step.MISS, each)
-                case (Act.WEAK_USE, Outcome.DONE) | (Act.WEAK_READ, Outcome.MISS):
-                    if not self._replacing(each):
-                        yield Point(low, high, Step.MISS, each)
                 case act, Outcome.VALUE:
                     source = self._source_of(each)
                     calls = act is Act.CALL or act is Act.REFRESH
@@ -197,13 +194,6 @@ class Verdict:
                         self._foreign(each)
                 case _:
                     pass
-
-    def _replacing(self, read: Operation) -> bool:
-        """Tell whether *read* may have come between the two halves of a replacement."""
-        return any(
-            each.begin < read.end and (read.begin < each.end or each.act is Act.LOAD)
-            for each in self.sources.values()
-        )
 
     def _first_seen(self) -> dict[Operation, float]:
         """Return when each load's outcome was first handed out: it had landed by then."""
