@@ -49,6 +49,7 @@ class Background:
         self._job = job
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
+        self._ending: list[asyncio.Task[None]] = []  # stopped, not yet ended; bounded by stop()
         self._wanted = False
         self._pulse: Pulse | None = None  # of the job's loop, while that stands still
         self._looked = 0.0
@@ -99,24 +100,36 @@ class Background:
                     self._repeat(), name=f"async_safe_cache {self.name}", context=Context()
                 )
 
-    def leave_behind(self) -> asyncio.Task[None] | None:
-        """Forget, in a forked child, the task in the parent's loop, and return it.
+    def leave_behind(self) -> list[asyncio.Task[None] | None]:
+        """Forget, in a forked child, the tasks in the parent's loops, and return them.
 
         The next miss starts the job again, as after any loop that died.
         """
-        task, self._task, self._pulse = self._task, None, None
+        tasks = [self._task, *self._ending]
+        self._task, self._ending, self._pulse = None, [], None
         self._lock = threading.RLock()  # another thread may have held it
         self.errors = self.failing = 0
         self.last_error = self.last_success = None
-        return task
+        return tasks
 
     async def stop(self, timeout: float) -> None:
-        """End the job; return when its task has ended, at most *timeout* seconds later."""
+        """End the job; return when its task has ended, at most *timeout* seconds later.
+
+        So does a second caller: the first may have been cancelled while it waited.
+        """
         with self._lock:
             self._wanted = False
-            task, self._task = self._task, None
-        if task is None or task.done() or task.get_loop().is_closed():
-            return
+            if self._task is not None:
+                self._ending.append(self._task)
+                self._task = None
+            self._ending = [
+                each for each in self._ending if not (each.done() or each.get_loop().is_closed())
+            ]
+            ending = tuple(self._ending)
+        for task in ending:
+            await self._end(task, timeout)
+
+    async def _end(self, task: asyncio.Task[None], timeout: float) -> None:
         here = asyncio.get_running_loop()
         if task.get_loop() is here:
             task.cancel()

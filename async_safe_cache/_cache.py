@@ -521,7 +521,8 @@ class AsyncSafeCache:
             )
 
     async def get_health_info(self) -> dict[str, Any]:
-        """Return `health()`."""
+        """Return `health()`; a sweeper whose loop died runs again in this one from here on."""
+        self._revive()
         return self.health()
 
     def check(self) -> None:
@@ -609,7 +610,7 @@ class AsyncSafeCache:
             for wrapper in (reference() for reference in named.values()):
                 if wrapper is not None:
                     function_of(wrapper)[0].forgotten = (0, 0)
-        return [*flights, self._sweeper.leave_behind()]
+        return [*flights, *self._sweeper.leave_behind()]
 
     def _load_of(self, function: CachedFunction, values: tuple[Any, ...]) -> Load:
         space, data, kind = function.address(values)

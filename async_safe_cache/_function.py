@@ -127,6 +127,7 @@ class CachedFunction:
                     # Its owner is gone, and its clean-up would look for it in vain.
                     self.orphaned(space)
                 space = Namespace(self.store, self.name, self.counters, owner)
+                space.closed = self.closed
                 self.instances[id(instance)] = space
         return space
 

@@ -56,7 +56,7 @@ class Functions:
     async def close(self, function: CachedFunction, *, wait: bool) -> None:
         engine, closing = self.engine, self.closing
         loop = asyncio.get_running_loop()
-        function.closed = True
+        self._shut(function)
         if wait:
             await closing.ended(self.flights_of(function), math.inf, threads=True)
         engine.remove_spaces(function.spaces, RemovalCause.CLEARED)
@@ -65,11 +65,18 @@ class Functions:
         await closing.ended(self.flights_of(function), deadline, threads=False)
 
     def close_here(self, function: CachedFunction, *, wait: bool) -> None:
-        function.closed = True
+        self._shut(function)
         if wait:
             self.closing.ended_here(self.flights_of(function))
         self.engine.remove_spaces(function.spaces, RemovalCause.CLEARED)
         self.closing.dismiss(self.flights_of(function), function.name)
+
+    def _shut(self, function: CachedFunction) -> None:
+        """Let nobody in any more, those neither who wait for a clean-up and then would load."""
+        with self.engine.store.lock:
+            function.closed = True
+            for space in function.spaces():
+                space.closed = True
 
     def flights_of(self, function: CachedFunction) -> Callable[[], list[Flight]]:
         def flights() -> list[Flight]:

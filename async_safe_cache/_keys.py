@@ -44,7 +44,7 @@ from fractions import Fraction
 from hashlib import blake2b
 from operator import attrgetter, methodcaller
 from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
-from threading import Lock
+from threading import RLock
 from types import NoneType
 from typing import Any, Final, NoReturn, TypeAlias, TypeVar, final
 from uuid import UUID
@@ -246,7 +246,7 @@ _FORMS: Final[dict[type, _Form]] = {
 # ---- classes of the user's: hooks first, then structure
 
 _registered: dict[type, Callable[[Any], object]] = {}  # one per register_key_type
-_registering: Final = Lock()
+_registering: Final = RLock()  # a finaliser in the middle of it may register, too
 # Replaced, not cleared, by a registration: a thread that plans by the old one then
 # writes into a dict that nobody reads. Weak, and no plan holds its class.
 _plans: WeakKeyDictionary[type, _Form] = WeakKeyDictionary()

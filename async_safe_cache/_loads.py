@@ -36,7 +36,7 @@ from ._flights import (
 from ._keys import DataKey
 from ._store import ENTRY_OVERHEAD, Entry, Namespace
 from ._weight import weigh_key
-from .errors import LoadCancelledError, RecursiveLoadError
+from .errors import CacheClosedError, LoadCancelledError, RecursiveLoadError
 from .options import UNSET, CacheOptions, Unset
 from .outcomes import MissReason
 
@@ -194,6 +194,8 @@ class Loads:
         with self._lock:
             self.engine.catch_up(dropped)
             self.engine.admit()
+            if space.closed:
+                raise CacheClosedError(space.name)
             self.engine.recent.roll(now, self.engine.stats)
             if not refresh:
                 entry = self.store.find(space, key, now)

@@ -81,9 +81,13 @@ class Counters:
 
 @final
 class Namespace:
-    """The entries of one function, of one instance of a method, or of all raw keys."""
+    """The entries of one function, of one instance of a method, or of all raw keys.
 
-    __slots__ = ("__weakref__", "counters", "data", "name", "owner", "store")
+    Attributes:
+        closed: Its function was closed: no load of it may begin.
+    """
+
+    __slots__ = ("__weakref__", "closed", "counters", "data", "name", "owner", "store")
 
     def __init__(
         self, store: "Store", name: str, counters: Counters, owner: "ref[object] | None" = None
@@ -92,6 +96,7 @@ class Namespace:
         self.name = name
         self.counters = counters
         self.owner = owner
+        self.closed = False
         self.data: dict[DataKey, Entry] = {}  # bounded by the store
 
 
