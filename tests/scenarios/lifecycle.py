@@ -77,7 +77,8 @@ async def closing_answers_everybody_and_ends_every_load(lab: Lab) -> None:
     assert lab.running == 0
     assert lab.most <= 1
     stats = cache.stats()
-    assert (stats.loads, stats.load_errors) == (len(values), 0), "a load that was ended is none"
+    assert len(values) <= stats.loads <= 1
+    assert stats.load_errors == 0, "a load that was ended is no failure"
 
 
 @scenario(kills=())
