@@ -19,7 +19,16 @@ def _uncancelled() -> bool:
     return not task.cancelling()
 
 
-@scenario(kills=(), cancel=("one", "two"))
+@scenario(
+    kills=(
+        "abandoned-load-counted-as-an-error",
+        "join-starts-another-load",
+        "late-hit-not-seen",
+        "other-waiters-not-counted",
+        "task-cancelled-before-its-first-step",
+    ),
+    cancel=("one", "two"),
+)
 async def a_cancelled_caller_leaves_alone(lab: Lab) -> None:
     """Cancelled at any await, leader or not, it takes nobody along: one value for all others."""
     cache = lab.cache()
@@ -35,7 +44,19 @@ async def a_cancelled_caller_leaves_alone(lab: Lab) -> None:
     assert (stats.loads, stats.load_errors, stats.overlapping_loads) == (1, 0, 0)
 
 
-@scenario(kills=(), cancel=("leaving", "arriving"), two_tasks=True)
+@scenario(
+    kills=(
+        "caller-counted-twice",
+        "join-not-counted",
+        "join-starts-another-load",
+        "join-while-cancelling",
+        "late-hit-not-seen",
+        "other-waiters-not-counted",
+        "task-cancelled-before-its-first-step",
+    ),
+    cancel=("leaving", "arriving"),
+    two_tasks=True,
+)
 async def nobody_joins_a_load_that_is_being_cancelled(lab: Lab) -> None:
     """Who comes while an abandoned load cleans up waits for that, and has a load of his own."""
     cache = lab.cache()
@@ -56,7 +77,17 @@ async def nobody_joins_a_load_that_is_being_cancelled(lab: Lab) -> None:
     assert cache.stats().overlapping_loads == 0
 
 
-@scenario(kills=(), cancel=("crowd",))
+@scenario(
+    kills=(
+        "abandoned-load-counted-as-an-error",
+        "abandoned-load-runs-on",
+        "cancelled-waiter-still-counted",
+        "join-starts-another-load",
+        "late-hit-not-seen",
+        "task-cancelled-before-its-first-step",
+    ),
+    cancel=("crowd",),
+)
 async def when_all_leave_the_load_is_cancelled(lab: Lab) -> None:
     """Three callers leave together: their load is cancelled, and stores nothing."""
     cache = lab.cache()
@@ -91,7 +122,14 @@ async def when_all_leave_the_load_is_cancelled(lab: Lab) -> None:
     assert await cache.get_or_load("a", lab.loader(lambda: "next")) == (ends or ["next"])[0]
 
 
-@scenario(kills=(), cancel=("one", "two"))
+@scenario(
+    kills=(
+        "finish-is-cancelled-too",
+        "join-starts-another-load",
+        "late-hit-not-seen",
+    ),
+    cancel=("one", "two"),
+)
 async def an_abandoned_load_that_may_finish_is_stored(lab: Lab) -> None:
     """With on_abandon="finish" whoever leaves, one load is enough: it ends and is stored."""
     cache = lab.cache(on_abandon="finish")
@@ -103,7 +141,19 @@ async def an_abandoned_load_that_may_finish_is_stored(lab: Lab) -> None:
     assert await cache.get("a") == 1
 
 
-@scenario(kills=(), cancel=("alone",))
+@scenario(
+    kills=(
+        "abandoned-load-runs-on",
+        "cancelled-waiter-still-counted",
+        "delete-without-fence",
+        "end-without-identity-check",
+        "fence-cancels-those-who-waited",
+        "fenced-load-of-nobody-goes-on",
+        "fenced-load-stays-joinable",
+        "finish-outlives-a-fence",
+    ),
+    cancel=("alone",),
+)
 async def a_finishing_load_that_was_fenced_and_left_is_cancelled(lab: Lab) -> None:
     """on_abandon="finish" is for a value that will be stored; a fenced load ends with its last."""
     cache, source = lab.cache(on_abandon="finish"), Database()
@@ -142,7 +192,18 @@ async def a_finishing_load_that_was_fenced_and_left_is_cancelled(lab: Lab) -> No
         assert ever == ["cancelled"]
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "abandoned-load-runs-on",
+        "cancelled-waiter-still-counted",
+        "delete-without-fence",
+        "fence-cancels-those-who-waited",
+        "fenced-load-stays-joinable",
+        "join-starts-another-load",
+        "late-hit-not-seen",
+        "other-waiters-not-counted",
+    )
+)
 async def a_fenced_load_ends_with_the_last_who_waits_for_it(lab: Lab) -> None:
     """One who leaves a fenced load leaves it to the other; when both have left it is cancelled."""
     cache, source = lab.cache(), Database()
@@ -184,7 +245,16 @@ async def a_fenced_load_ends_with_the_last_who_waits_for_it(lab: Lab) -> None:
     assert left in (["one", "load"], ["two", "load"], ["one", "two", "load"])
 
 
-@scenario(kills=(), cancel=("leaving", "one"))
+@scenario(
+    kills=(
+        "grace-skipped",
+        "join-starts-another-load",
+        "late-hit-not-seen",
+        "other-waiters-not-counted",
+        "task-cancelled-before-its-first-step",
+    ),
+    cancel=("leaving", "one"),
+)
 async def newcomers_wait_for_a_slow_clean_up(lab: Lab) -> None:
     """A clean-up of some seconds, within cancel_grace: no second load runs beside it."""
     cache = lab.cache(cancel_grace=1000)
@@ -208,7 +278,17 @@ async def newcomers_wait_for_a_slow_clean_up(lab: Lab) -> None:
     assert lab.loads in ((1,) if len(got) == 3 else (1, 2))
 
 
-@scenario(kills=(), cancel=("leaving",))
+@scenario(
+    kills=(
+        "grace-never-over",
+        "join-starts-another-load",
+        "late-hit-not-seen",
+        "other-waiters-not-counted",
+        "overlap-not-counted",
+        "overtake-without-identity-check",
+    ),
+    cancel=("leaving",),
+)
 async def a_load_too_slow_to_clean_up_is_overtaken_once(lab: Lab) -> None:
     """After cancel_grace one load starts beside it, counted; the late value goes nowhere."""
     cache = lab.cache(cancel_grace=1)
@@ -245,7 +325,15 @@ async def a_load_too_slow_to_clean_up_is_overtaken_once(lab: Lab) -> None:
     assert cache.stats().loads == len(ends)
 
 
-@scenario(kills=(), cancel=("leaving",))
+@scenario(
+    kills=(
+        "join-starts-another-load",
+        "land-while-cancelling",
+        "late-hit-not-seen",
+        "other-waiters-not-counted",
+    ),
+    cancel=("leaving",),
+)
 async def a_value_that_came_in_spite_of_a_cancellation_goes_nowhere(lab: Lab) -> None:
     """A loader that swallows its cancellation after all have left: its value is not stored."""
     cache = lab.cache()
@@ -267,7 +355,13 @@ async def a_value_that_came_in_spite_of_a_cancellation_goes_nowhere(lab: Lab) ->
     assert set(got.values()) == {got["arriving"]}
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "join-starts-another-load",
+        "join-while-cancelling",
+        "other-waiters-not-counted",
+    )
+)
 async def a_caller_with_a_timeout_leaves_alone(lab: Lab) -> None:
     """Who cannot wait gets TimeoutError at his time; the patient one the value; tasks are clean."""
     cache = lab.cache()
@@ -299,7 +393,17 @@ async def a_caller_with_a_timeout_leaves_alone(lab: Lab) -> None:
     assert cache.stats().loads == 1
 
 
-@scenario(kills=(), cancel=("inside",))
+@scenario(
+    kills=(
+        "grace-skipped",
+        "join-starts-another-load",
+        "join-while-cancelling",
+        "late-hit-not-seen",
+        "other-waiters-not-counted",
+        "task-cancelled-before-its-first-step",
+    ),
+    cancel=("inside",),
+)
 async def a_failing_sibling_takes_only_its_own_group_along(lab: Lab) -> None:
     """A waiter in a task group that breaks leaves; one outside the group has the value."""
     cache = lab.cache()
@@ -326,7 +430,16 @@ async def a_failing_sibling_takes_only_its_own_group_along(lab: Lab) -> None:
     assert lab.most == 1
 
 
-@scenario(kills=(), cancel=("one",))
+@scenario(
+    kills=(
+        "failure-is-kept",
+        "inner-cancellation-passed-on",
+        "join-starts-another-load",
+        "late-hit-not-seen",
+        "other-waiters-not-counted",
+    ),
+    cancel=("one",),
+)
 async def a_stranger_who_cancels_a_load_cancels_no_caller(lab: Lab) -> None:
     """A load's task cancelled from outside: its waiters get LoadCancelledError, the next loads."""
     cache = lab.cache()
@@ -365,7 +478,15 @@ async def a_stranger_who_cancels_a_load_cancels_no_caller(lab: Lab) -> None:
     assert await call() == lab.loads
 
 
-@scenario(kills=(), cancel=("refresher",))
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "refresh-counted-as-a-call",
+        "retire-skipped",
+        "task-cancelled-before-its-first-step",
+    ),
+    cancel=("refresher",),
+)
 async def a_cancelled_refresh_leaves_a_value_behind(lab: Lab) -> None:
     """Older or newer, there is always a value, and readers have it without any load of theirs."""
     cache, source = lab.cache(), Database()
@@ -396,7 +517,21 @@ async def a_cancelled_refresh_leaves_a_value_behind(lab: Lab) -> None:
     assert cache.stats().misses == 1
 
 
-@scenario(kills=(), cancel=("one", "newcomer"))
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "fence-cancels-those-who-waited",
+        "fenced-load-stays-joinable",
+        "join-starts-another-load",
+        "land-without-identity-check",
+        "late-hit-not-seen",
+        "other-waiters-not-counted",
+        "retire-skipped",
+        "set-without-fence",
+        "task-cancelled-before-its-first-step",
+    ),
+    cancel=("one", "newcomer"),
+)
 async def a_write_over_an_abandoned_load_is_what_newcomers_see(lab: Lab) -> None:
     """A set while a cancelled load cleans up stands, whoever waits for that clean-up."""
     cache = lab.cache()

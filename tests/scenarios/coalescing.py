@@ -43,7 +43,13 @@ def calls_of(stats: CacheStats, *, calls: int) -> bool:
     return stats.hits + stats.misses + stats.coalesced == calls
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "join-not-counted",
+        "join-starts-another-load",
+        "late-hit-not-seen",
+    )
+)
 async def callers_of_one_key_share_one_load(lab: Lab) -> None:
     """Five callers, in any order: one load, one value for all, stored; one miss, four others."""
     cache = lab.cache()
@@ -57,7 +63,13 @@ async def callers_of_one_key_share_one_load(lab: Lab) -> None:
     assert await cache.get("a") == 1
 
 
-@scenario(kills=(), two_tasks=True)
+@scenario(
+    kills=(
+        "join-starts-another-load",
+        "late-hit-not-seen",
+    ),
+    two_tasks=True,
+)
 async def two_callers_share_one_load(lab: Lab) -> None:
     """Two callers share one load, and an empty answer is a value like any other."""
     cache = lab.cache()
@@ -69,7 +81,12 @@ async def two_callers_share_one_load(lab: Lab) -> None:
     assert (await cache.get_or_load("a", lab.loader())) is None
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "join-starts-another-load",
+        "late-hit-not-seen",
+    )
+)
 async def each_of_many_keys_is_loaded_once(lab: Lab) -> None:
     """Callers of two keys in two caches: one load for each place, and no value strays."""
     first, second = lab.cache(), lab.cache()
@@ -125,7 +142,16 @@ async def _a_burst_of_one_failure(
     return failures
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "each-waiter-gets-a-copy",
+        "failure-is-kept",
+        "join-not-counted",
+        "join-starts-another-load",
+        "late-hit-not-seen",
+        "traceback-grows",
+    )
+)
 async def a_failing_load_fails_its_burst_and_nobody_else(lab: Lab) -> None:
     """All who waited get the loader's own exception, with no other caller's frames in it."""
 
@@ -143,7 +169,16 @@ async def a_failing_load_fails_its_burst_and_nobody_else(lab: Lab) -> None:
     assert error.__context__ is None
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "each-waiter-gets-a-copy",
+        "failure-is-kept",
+        "inner-cancellation-passed-on",
+        "join-not-counted",
+        "join-starts-another-load",
+        "late-hit-not-seen",
+    )
+)
 async def a_load_that_cancels_itself_cancels_nobody(lab: Lab) -> None:
     """Waiters of a loader that was cancelled from inside get LoadCancelledError; then it loads."""
 
@@ -156,7 +191,16 @@ async def a_load_that_cancels_itself_cancels_nobody(lab: Lab) -> None:
     await _a_burst_of_one_failure(lab, fail, LoadCancelledError)
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "each-waiter-gets-a-copy",
+        "failure-is-kept",
+        "inner-cancellation-passed-on",
+        "join-not-counted",
+        "join-starts-another-load",
+        "late-hit-not-seen",
+    )
+)
 async def a_load_whose_inner_task_was_cancelled_cancels_nobody(lab: Lab) -> None:
     """A CancelledError that the loader met in a task of its own is a LoadCancelledError for all."""
 
@@ -168,7 +212,16 @@ async def a_load_whose_inner_task_was_cancelled_cancels_nobody(lab: Lab) -> None
     await _a_burst_of_one_failure(lab, fail, LoadCancelledError)
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "each-waiter-gets-a-copy",
+        "failure-is-kept",
+        "join-not-counted",
+        "join-starts-another-load",
+        "late-hit-not-seen",
+        "one-shot-value-stored",
+    )
+)
 async def a_value_for_one_use_is_refused_to_all(lab: Lab) -> None:
     """An iterator would be used up by the first caller: all get TypeError, and nothing is kept."""
 
@@ -178,7 +231,14 @@ async def a_value_for_one_use_is_refused_to_all(lab: Lab) -> None:
     await _a_burst_of_one_failure(lab, fail, TypeError)
 
 
-@scenario(kills=(), two_tasks=True)
+@scenario(
+    kills=(
+        "each-waiter-gets-a-copy",
+        "failure-is-kept",
+        "stop-iteration-as-it-is",
+    ),
+    two_tasks=True,
+)
 async def a_stop_iteration_reaches_every_waiter_as_a_runtime_error(lab: Lab) -> None:
     """StopIteration would end a coroutine in silence: both get RuntimeError, caused by it."""
     cache = lab.cache()
@@ -198,7 +258,15 @@ async def a_stop_iteration_reaches_every_waiter_as_a_runtime_error(lab: Lab) -> 
     assert await cache.get("a") is None
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "expired-at-ttl-still-found-by-loads",
+        "join-starts-another-load",
+        "late-hit-not-seen",
+        "remembered-failure-is-a-value",
+    )
+)
 async def a_remembered_failure_costs_one_load_while_it_lasts(lab: Lab) -> None:
     """Four callers get an equal failure of one load; it is no value to readers, and has an end."""
     cache = lab.cache()
@@ -215,7 +283,19 @@ async def a_remembered_failure_costs_one_load_while_it_lasts(lab: Lab) -> None:
     assert await cache.get_or_load("a", lab.loader(lambda: "somebody")) == "somebody"
 
 
-@scenario(kills=(), cancel=("one",))
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "delete-without-fence",
+        "end-without-identity-check",
+        "fence-cancels-those-who-waited",
+        "fenced-load-stays-joinable",
+        "join-starts-another-load",
+        "late-hit-not-seen",
+        "other-waiters-not-counted",
+    ),
+    cancel=("one",),
+)
 async def a_delete_makes_a_remembered_failure_forgotten(lab: Lab) -> None:
     """After the source has the answer and a delete returned, nobody is told the old failure."""
     cache, source = lab.cache(), Database()
@@ -247,7 +327,15 @@ async def a_delete_makes_a_remembered_failure_forgotten(lab: Lab) -> None:
     assert lab.loads <= 2 + (len(got) == 2)
 
 
-@scenario(kills=(), cancel=("setter",))
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "fence-cancels-those-who-waited",
+        "late-hit-not-seen",
+        "retire-skipped",
+    ),
+    cancel=("setter",),
+)
 async def a_set_beats_a_failure_that_would_be_remembered(lab: Lab) -> None:
     """A failing load that began before a set never hides what was set."""
     cache = lab.cache()
@@ -266,7 +354,14 @@ async def a_set_beats_a_failure_that_would_be_remembered(lab: Lab) -> None:
         assert each == "set" or isinstance(each, KeyError)
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "hit-of-many-not-counted",
+        "join-not-counted",
+        "join-starts-another-load",
+        "late-hit-not-seen",
+    )
+)
 async def a_bulk_read_sees_hits_only_and_disturbs_no_load(lab: Lab) -> None:
     """get_many among two loads: what has landed by then, and each key counted as one call."""
     cache = lab.cache()
@@ -295,7 +390,16 @@ async def a_bulk_read_sees_hits_only_and_disturbs_no_load(lab: Lab) -> None:
     assert list(await cache.get_many(["b", "a"])) == ["b", "a"]
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "expired-at-ttl-still-found-by-loads",
+        "expired-at-ttl-still-served",
+        "join-starts-another-load",
+        "ttl-counted-from-the-start",
+        "unswept-says-absent",
+    )
+)
 async def a_ttl_counts_from_the_end_of_its_load(lab: Lab) -> None:
     """However long the load takes, its value is fresh for its whole ttl after it, and no longer."""
     cache = lab.cache(default_ttl=1)
@@ -326,7 +430,19 @@ async def a_ttl_counts_from_the_end_of_its_load(lab: Lab) -> None:
     assert len(ends) == cache.stats().loads
 
 
-@scenario(kills=(), cancel=("setter",))
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "fence-cancels-those-who-waited",
+        "fenced-load-stays-joinable",
+        "join-starts-another-load",
+        "land-without-identity-check",
+        "late-hit-not-seen",
+        "retire-skipped",
+        "set-without-fence",
+    ),
+    cancel=("setter",),
+)
 async def values_of_one_call_go_to_all_under_one_key(lab: Lab) -> None:
     """A function's calls, its refresh and its Key meet in one entry: two loads at most beside."""
     cache = lab.cache()

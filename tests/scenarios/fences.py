@@ -43,25 +43,68 @@ async def _after_a_write_nothing_older(lab: Lab, invalidate: Invalidate) -> None
         assert await cache.get("a", 2) == 2
 
 
-@scenario(kills=(), cancel=("early", "writer"))
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "delete-without-fence",
+        "fence-cancels-those-who-waited",
+        "fenced-load-stays-joinable",
+        "join-while-cancelling",
+        "land-without-identity-check",
+        "other-waiters-not-counted",
+        "task-cancelled-before-its-first-step",
+    ),
+    cancel=("early", "writer"),
+)
 async def a_delete_keeps_an_older_load_out(lab: Lab) -> None:
     """After delete() returned, a read sees the new version, whatever load was under way."""
     await _after_a_write_nothing_older(lab, lambda cache: cache.delete("a"))
 
 
-@scenario(kills=(), cancel=("early",))
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "delete-without-fence",
+        "fence-cancels-those-who-waited",
+        "fenced-load-stays-joinable",
+        "land-without-identity-check",
+        "other-waiters-not-counted",
+    ),
+    cancel=("early",),
+)
 async def an_expire_keeps_an_older_load_out(lab: Lab) -> None:
     """After expire() returned, a read sees the new version, whatever load was under way."""
     await _after_a_write_nothing_older(lab, lambda cache: cache.expire("a"))
 
 
-@scenario(kills=(), cancel=("early", "writer"))
+@scenario(
+    kills=(
+        "clear-without-fence",
+        "fence-cancels-those-who-waited",
+        "fenced-load-stays-joinable",
+        "join-while-cancelling",
+        "land-without-identity-check",
+        "other-waiters-not-counted",
+        "task-cancelled-before-its-first-step",
+    ),
+    cancel=("early", "writer"),
+)
 async def a_clear_keeps_an_older_load_out(lab: Lab) -> None:
     """After clear() returned, a read sees the new version, whatever load was under way."""
     await _after_a_write_nothing_older(lab, lambda cache: cache.clear())
 
 
-@scenario(kills=(), cancel=("loader", "setter"))
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "fenced-load-stays-joinable",
+        "land-without-identity-check",
+        "late-hit-not-seen",
+        "retire-skipped",
+        "set-without-fence",
+    ),
+    cancel=("loader", "setter"),
+)
 async def a_set_beats_an_older_load(lab: Lab) -> None:
     """A value that was set is not overwritten by a load that began before it."""
     cache = lab.cache()
@@ -79,7 +122,16 @@ async def a_set_beats_an_older_load(lab: Lab) -> None:
         assert await cache.get("a") == "set"
 
 
-@scenario(kills=(), two_tasks=True)
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "delete-without-fence",
+        "fence-cancels-those-who-waited",
+        "fence-of-an-absent-key-records-nothing",
+        "fenced-load-stays-joinable",
+    ),
+    two_tasks=True,
+)
 async def a_delete_of_what_is_absent_fences_too(lab: Lab) -> None:
     """A delete that finds nothing stored still shuts out the load under way, and says DELETED."""
     cache, source = lab.cache(), Database()
@@ -103,7 +155,19 @@ async def a_delete_of_what_is_absent_fences_too(lab: Lab) -> None:
     assert got["reader"] == 1
 
 
-@scenario(kills=(), cancel=("first",))
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "delete-without-fence",
+        "end-without-identity-check",
+        "fence-cancels-those-who-waited",
+        "fenced-load-stays-joinable",
+        "join-starts-another-load",
+        "land-without-identity-check",
+        "other-waiters-not-counted",
+    ),
+    cancel=("first",),
+)
 async def a_fenced_load_leaves_its_successor_alone(lab: Lab) -> None:
     """A load that was fenced ends, in any order, without touching the one after it."""
     cache, source = lab.cache(), Database()
@@ -125,7 +189,18 @@ async def a_fenced_load_leaves_its_successor_alone(lab: Lab) -> None:
     assert 3 in (got["one"], got["two"])
 
 
-@scenario(kills=(), cancel=("refresher",))
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "delete-without-fence",
+        "fenced-load-stays-joinable",
+        "join-while-cancelling",
+        "land-without-identity-check",
+        "other-waiters-not-counted",
+        "retire-skipped",
+    ),
+    cancel=("refresher",),
+)
 async def a_refresh_does_not_undo_a_delete(lab: Lab) -> None:
     """A refresh that began before a delete stores nothing after it."""
     cache, source = lab.cache(), Database()
@@ -149,7 +224,14 @@ async def a_refresh_does_not_undo_a_delete(lab: Lab) -> None:
     assert got["reader"] in (1, 2)
 
 
-@scenario(kills=(), cancel=("writer",))
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "fence-cancels-those-who-waited",
+        "land-without-identity-check",
+    ),
+    cancel=("writer",),
+)
 async def readers_of_one_key_never_go_back(lab: Lab) -> None:
     """Who has seen a version never sees an older one afterwards."""
     cache, source = lab.cache(), Database()
@@ -173,7 +255,14 @@ async def readers_of_one_key_never_go_back(lab: Lab) -> None:
         assert got[name] == sorted(got[name]), got[name]
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "delete-without-fence",
+        "fenced-load-stays-joinable",
+        "land-without-identity-check",
+    )
+)
 async def many_keys_are_fenced_one_by_one(lab: Lab) -> None:
     """A delete of one key does not disturb the load of another."""
     cache, source = lab.cache(), Database()
@@ -192,7 +281,13 @@ async def many_keys_are_fenced_one_by_one(lab: Lab) -> None:
     assert await cache.get("a", 2) == 2
 
 
-@scenario(kills=(), two_tasks=True)
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "retire-skipped",
+    ),
+    two_tasks=True,
+)
 async def what_is_read_in_one_step_is_of_one_moment(lab: Lab) -> None:
     """get_many sees both values of a writer that sets two keys, in its order."""
     cache = lab.cache()

@@ -45,7 +45,18 @@ async def _refuses_everything(cache: AsyncSafeCache) -> None:
     raise AssertionError("a closed cache answers peek()")
 
 
-@scenario(kills=(), cancel=("one", "closer"))
+@scenario(
+    kills=(
+        "abandoned-load-counted-as-an-error",
+        "close-answers-nobody",
+        "join-starts-another-load",
+        "late-hit-not-seen",
+        "load-admitted-after-the-end",
+        "set-admitted-after-the-end",
+        "task-cancelled-before-its-first-step",
+    ),
+    cancel=("one", "closer"),
+)
 async def closing_answers_everybody_and_ends_every_load(lab: Lab) -> None:
     """Each caller has the value, or CacheClosedError; when aclose() returned no load runs."""
     cache = lab.cache()
@@ -81,7 +92,16 @@ async def closing_answers_everybody_and_ends_every_load(lab: Lab) -> None:
     assert stats.load_errors == 0, "a load that was ended is no failure"
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "drain-refuses-its-own-loads",
+        "join-starts-another-load",
+        "late-hit-not-seen",
+        "load-admitted-after-the-end",
+        "load-does-not-know-itself",
+        "set-admitted-after-the-end",
+    )
+)
 async def draining_gives_everybody_inside_the_value(lab: Lab) -> None:
     """Who called before gets the value, nested loads included; who calls later is refused."""
     cache = lab.cache()
@@ -111,7 +131,14 @@ async def draining_gives_everybody_inside_the_value(lab: Lab) -> None:
     assert cache.stats().load_errors == 0
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "close-answers-nobody",
+        "flights-counted-as-entries",
+        "load-admitted-after-the-end",
+        "set-admitted-after-the-end",
+    )
+)
 async def draining_ends_at_its_timeout(lab: Lab) -> None:
     """A load that never ends is cancelled then, its waiters are told, and aclose() returns."""
     cache = lab.cache()
@@ -142,7 +169,17 @@ async def draining_ends_at_its_timeout(lab: Lab) -> None:
     await _refuses_everything(cache)
 
 
-@scenario(kills=(), cancel=("one", "drainer"))
+@scenario(
+    kills=(
+        "close-answers-nobody",
+        "join-starts-another-load",
+        "late-hit-not-seen",
+        "load-admitted-after-the-end",
+        "other-waiters-not-counted",
+        "set-admitted-after-the-end",
+    ),
+    cancel=("one", "drainer"),
+)
 async def a_drain_that_is_cancelled_closes_at_once(lab: Lab) -> None:
     """Nothing is left half closed: who waits is told, loads end, and the memory is free."""
     cache = lab.cache()
@@ -173,7 +210,18 @@ async def a_drain_that_is_cancelled_closes_at_once(lab: Lab) -> None:
     await _refuses_everything(cache)
 
 
-@scenario(kills=(), cancel=("drainer", "closer"))
+@scenario(
+    kills=(
+        "close-answers-nobody",
+        "join-starts-another-load",
+        "late-hit-not-seen",
+        "load-admitted-after-the-end",
+        "second-close-does-not-wait",
+        "set-admitted-after-the-end",
+        "task-cancelled-before-its-first-step",
+    ),
+    cancel=("drainer", "closer"),
+)
 async def a_second_close_ends_the_first_one_s_patience(lab: Lab) -> None:
     """aclose() while another one drains: both return, callers have the value or are told."""
     cache = lab.cache()
@@ -198,7 +246,15 @@ async def a_second_close_ends_the_first_one_s_patience(lab: Lab) -> None:
     await _refuses_everything(cache)
 
 
-@scenario(kills=(), cancel=("user",))
+@scenario(
+    kills=(
+        "close-answers-nobody",
+        "load-admitted-after-the-end",
+        "set-admitted-after-the-end",
+        "task-cancelled-before-its-first-step",
+    ),
+    cancel=("user",),
+)
 async def a_cache_in_a_block_is_closed_after_it(lab: Lab) -> None:
     """However the block ends: closed, nothing running, and who is still inside is told."""
     cache = lab.cache()
@@ -224,7 +280,16 @@ async def a_cache_in_a_block_is_closed_after_it(lab: Lab) -> None:
     await _refuses_everything(cache)
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "close-answers-nobody",
+        "end-without-identity-check",
+        "flights-counted-as-entries",
+        "load-admitted-after-the-end",
+        "load-lands-after-the-end",
+        "task-cancelled-before-its-first-step",
+    )
+)
 async def a_cache_opened_again_is_empty_and_sees_no_load_of_before(lab: Lab) -> None:
     """A load of before that ends late, with a value, answers nobody and is not stored."""
     cache, source = lab.cache(), Database()
@@ -294,19 +359,40 @@ async def _the_last_word_counts(lab: Lab, *, drain: bool) -> None:
     assert lab.running == _sweepers() == 0
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "close-answers-nobody",
+        "load-admitted-after-the-end",
+        "set-admitted-after-the-end",
+        "task-cancelled-before-its-first-step",
+    )
+)
 async def start_during_a_close_opens_the_cache(lab: Lab) -> None:
     """The last word counts: open, with one sweeper, or closed, with none."""
     await _the_last_word_counts(lab, drain=False)
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "close-shuts-what-was-opened-again",
+        "load-admitted-after-the-end",
+        "set-admitted-after-the-end",
+    )
+)
 async def start_during_a_drain_keeps_the_cache_open(lab: Lab) -> None:
     """The last word counts, and a drain that was called off disturbs no load."""
     await _the_last_word_counts(lab, drain=True)
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "close-answers-nobody",
+        "fence-cancels-those-who-waited",
+        "load-admitted-after-the-end",
+        "set-admitted-after-the-end",
+        "task-cancelled-before-its-first-step",
+    )
+)
 async def every_use_is_before_the_close_or_refused(lab: Lab) -> None:
     """Each kind of use, at any moment: refused if and only if the cache is closed at that time."""
     cache = lab.cache()
@@ -358,7 +444,12 @@ async def every_use_is_before_the_close_or_refused(lab: Lab) -> None:
         await slowly(use) if use is number else await at_once(use)
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "close-answers-nobody",
+        "task-cancelled-before-its-first-step",
+    )
+)
 async def a_function_that_runs_on_is_never_refused_after_the_close(lab: Lab) -> None:
     """after_close="call": later calls run the original, uncached; only who waited may be told."""
     cache = lab.cache()
@@ -433,19 +524,40 @@ async def _one_function_ends(lab: Lab, *, wait: bool) -> None:
     assert len(cache) == 1
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "close-answers-nobody",
+        "closed-function-still-loads",
+        "decrement-forgotten",
+        "task-cancelled-before-its-first-step",
+    )
+)
 async def one_function_ends_and_its_callers_are_told(lab: Lab) -> None:
     """cache_close(): who waits or comes later gets CacheClosedError; the other function stays."""
     await _one_function_ends(lab, wait=False)
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "clean-up-wakes-nobody",
+        "decrement-forgotten",
+    )
+)
 async def one_function_ends_when_its_callers_are_answered(lab: Lab) -> None:
     """cache_close(wait=True): who called before has the value; who comes later is refused."""
     await _one_function_ends(lab, wait=True)
 
 
-@scenario(kills=(), cancel=("leaving",))
+@scenario(
+    kills=(
+        "close-answers-nobody",
+        "closed-function-loads-after-a-clean-up",
+        "decrement-forgotten",
+        "other-waiters-not-counted",
+        "task-cancelled-before-its-first-step",
+    ),
+    cancel=("leaving",),
+)
 async def a_call_held_up_by_a_clean_up_does_not_outlive_its_function(lab: Lab) -> None:
     """Who waits for an abandoned load's clean-up while the function is closed loads nothing."""
     cache = lab.cache()
@@ -481,7 +593,16 @@ async def a_call_held_up_by_a_clean_up_does_not_outlive_its_function(lab: Lab) -
     assert len(cache) == 0
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "cache-clear-without-fence",
+        "decrement-forgotten",
+        "fence-cancels-those-who-waited",
+        "fenced-load-stays-joinable",
+        "land-without-identity-check",
+        "reload-keeps-the-older-values",
+    )
+)
 async def a_newer_function_never_sees_what_the_older_one_loaded(lab: Lab) -> None:
     """Decorated again under its name: the older one's entries are gone, and none of it is mixed."""
     cache = lab.cache()

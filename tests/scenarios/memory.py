@@ -48,7 +48,13 @@ class Removals:
                 assert look.reason == self.taken.get(key, "EXPIRED"), key
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "retire-skipped",
+        "sweep-records-nothing",
+        "touched-entry-still-swept",
+    )
+)
 async def a_sweep_never_takes_what_was_written_again(lab: Lab) -> None:
     """Rewritten or touched, in time or too late, before or after the sweep: the new time counts."""
     cache = lab.cache(sweep_interval=1)
@@ -83,7 +89,14 @@ async def a_sweep_never_takes_what_was_written_again(lab: Lab) -> None:
         assert gone["EXPIRED"] == 3 - got["toucher"] - got["rewriter"]
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "flights-counted-as-entries",
+        "newest-evicted",
+        "one-entry-too-many",
+    )
+)
 async def the_bound_on_entries_holds_while_loads_land(lab: Lab) -> None:
     """Four loads into two places: never three entries, the last two landed stay, two evicted."""
     cache = lab.cache(max_entries=2)
@@ -111,7 +124,13 @@ async def the_bound_on_entries_holds_while_loads_land(lab: Lab) -> None:
     assert stats.evictions_by_cause == {"max_entries": 2, "max_memory_bytes": 0}
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "memory-bound-checked-afterwards",
+        "set-fences-every-load",
+    )
+)
 async def the_bound_on_bytes_holds_while_values_land(lab: Lab) -> None:
     """Sets, loads and a value of twice the size: never a byte above, and everybody is answered."""
     probe = lab.cache(weigher=len)
@@ -147,7 +166,15 @@ async def the_bound_on_bytes_holds_while_values_land(lab: Lab) -> None:
         assert (await cache.lookup(key)).reason == "EVICTED"
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "join-starts-another-load",
+        "late-hit-not-seen",
+        "too-large-empties-the-cache",
+        "too-large-keeps-the-previous-value",
+    )
+)
 async def a_value_too_large_removes_the_older_one_and_nothing_else(lab: Lab) -> None:
     """What it replaced is not true any more; its neighbour stays; a load after it is stored."""
     cache = lab.cache(weigher=len, max_memory_bytes=20_000)
@@ -172,7 +199,19 @@ async def a_value_too_large_removes_the_older_one_and_nothing_else(lab: Lab) -> 
     assert cache.stats().removals_by_cause["REJECTED"] == 1
 
 
-@scenario(kills=(), cancel=("setter",))
+@scenario(
+    kills=(
+        "fence-cancels-those-who-waited",
+        "fenced-load-stays-joinable",
+        "join-starts-another-load",
+        "land-without-identity-check",
+        "late-hit-not-seen",
+        "rejection-not-recorded",
+        "set-without-fence",
+        "too-large-empties-the-cache",
+    ),
+    cancel=("setter",),
+)
 async def a_load_too_large_answers_all_and_undoes_nothing_newer(lab: Lab) -> None:
     """Returned to all who waited, not stored, REJECTED; a set in between is not removed by it."""
     cache = lab.cache(weigher=len, max_memory_bytes=20_000)
@@ -196,7 +235,13 @@ async def a_load_too_large_answers_all_and_undoes_nothing_newer(lab: Lab) -> Non
     assert lab.most <= 1
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "join-not-counted",
+        "join-starts-another-load",
+        "rejection-not-recorded",
+    )
+)
 async def without_room_callers_still_share_a_load(lab: Lab) -> None:
     """A bound of 0 stores nothing and coalesces: one load at a time, and each has a value of it."""
     cache = lab.cache(max_entries=0)
@@ -210,7 +255,13 @@ async def without_room_callers_still_share_a_load(lab: Lab) -> None:
     assert (await cache.lookup("a")).reason == "REJECTED"
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "join-starts-another-load",
+        "retire-skipped",
+    )
+)
 async def a_weigher_that_fails_fails_the_call_alone(lab: Lab) -> None:
     """A load whose value cannot be weighed raises to all who wait; the value before it stays."""
 
@@ -245,7 +296,16 @@ async def a_weigher_that_fails_fails_the_call_alone(lab: Lab) -> None:
     assert len(cache) == 1
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "expired-at-ttl-still-found-by-loads",
+        "expired-at-ttl-still-served",
+        "retire-skipped",
+        "sweep-records-nothing",
+        "touched-entry-still-swept",
+        "unswept-says-absent",
+    )
+)
 async def every_read_keeps_to_the_clock(lab: Lab) -> None:
     """At its ttl exactly a value is expired, to every read alike, whoever set, touched, expired."""
     cache = lab.cache(sweep_interval=0.5)
@@ -299,7 +359,17 @@ async def every_read_keeps_to_the_clock(lab: Lab) -> None:
     await cache.aclose()
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "expired-at-ttl-still-found-by-loads",
+        "expired-at-ttl-still-hit",
+        "expired-at-ttl-still-served",
+        "join-not-counted",
+        "join-starts-another-load",
+        "ttl-counted-from-the-start",
+    )
+)
 async def nothing_expired_is_revived(lab: Lab) -> None:
     """Past its ttl a value is not touched, deleted or joined back to life; calls load anew."""
     cache = lab.cache()
@@ -339,7 +409,15 @@ async def nothing_expired_is_revived(lab: Lab) -> None:
     assert calls_of(cache.stats(), calls=4)
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "clear-records-nothing",
+        "deleting-the-expired-says-deleted",
+        "expired-at-ttl-still-served",
+        "sweep-records-nothing",
+        "whole-second-swept",
+    )
+)
 async def a_miss_tells_the_truth_whoever_freed_the_memory(lab: Lab) -> None:
     """EXPIRED, EVICTED, DELETED or CLEARED: as it was, whatever sweeper and evictor did since."""
     cache = lab.cache(max_entries=8, sweep_interval=0.5)
@@ -369,7 +447,18 @@ async def a_miss_tells_the_truth_whoever_freed_the_memory(lab: Lab) -> None:
     await cache.aclose()
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "join-starts-another-load",
+        "live-evicted-before-expired",
+        "memory-bound-checked-afterwards",
+        "newest-evicted",
+        "overhead-not-counted",
+        "sweep-records-nothing",
+        "unswept-says-absent",
+    )
+)
 async def expired_entries_leave_before_live_ones(lab: Lab) -> None:
     """A load that needs much room takes what is expired, or else what was used longest ago."""
     probe = lab.cache(weigher=len)
@@ -400,7 +489,14 @@ async def expired_entries_leave_before_live_ones(lab: Lab) -> None:
     assert (await cache.lookup("l")).reason == ("EVICTED" if evicted else None)
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "get-is-no-use",
+        "newest-evicted",
+        "one-entry-too-many",
+    )
+)
 async def a_hit_saves_an_entry_from_the_evictor(lab: Lab) -> None:
     """Exact LRU over reads, calls and writes: who was used longest ago leaves."""
     cache = lab.cache(max_entries=2)
@@ -431,7 +527,17 @@ async def a_hit_saves_an_entry_from_the_evictor(lab: Lab) -> None:
     assert [key for key in "abc" if cache.peek(key) is not MISSING] == sorted(order)
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "clear-records-nothing",
+        "clear-without-fence",
+        "fence-cancels-those-who-waited",
+        "fence-of-an-absent-key-records-nothing",
+        "fenced-load-stays-joinable",
+        "flights-counted-as-entries",
+        "land-without-identity-check",
+    )
+)
 async def a_clear_keeps_every_older_load_out(lab: Lab) -> None:
     """After clear() returned only loads begun after it are stored; the rest is gone as CLEARED."""
     cache = lab.cache()

@@ -37,7 +37,18 @@ def _is_cycle(error: BaseException, *names: str) -> bool:
     return first == last and sorted(error.chain[1:]) == sorted(names) and not error.blocking_loop
 
 
-@scenario(kills=(), cancel=("one",))
+@scenario(
+    kills=(
+        "abandoned-load-counted-as-an-error",
+        "failure-is-kept",
+        "join-starts-another-load",
+        "load-does-not-know-itself",
+        "other-waiters-not-counted",
+        "own-key-not-noticed",
+        "task-cancelled-before-its-first-step",
+    ),
+    cancel=("one",),
+)
 async def a_load_of_its_own_key_is_told_so(lab: Lab) -> None:
     """f calls f, directly: all who wait get RecursiveLoadError, nobody hangs, nothing is stored."""
     cache = lab.cache()
@@ -55,7 +66,16 @@ async def a_load_of_its_own_key_is_told_so(lab: Lab) -> None:
     assert cache.stats().load_errors == cache.stats().loads
 
 
-@scenario(kills=(), cancel=("one",))
+@scenario(
+    kills=(
+        "failure-is-kept",
+        "join-starts-another-load",
+        "load-does-not-know-itself",
+        "other-waiters-not-counted",
+        "own-key-not-noticed",
+    ),
+    cancel=("one",),
+)
 async def a_load_of_its_own_key_through_tasks_is_told_so(lab: Lab) -> None:
     """f calls f in tasks that its load has started: as if it had called itself."""
     cache = lab.cache()
@@ -72,7 +92,15 @@ async def a_load_of_its_own_key_through_tasks_is_told_so(lab: Lab) -> None:
     assert len(cache) == 0
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "join-starts-another-load",
+        "load-does-not-know-itself",
+        "own-key-not-noticed",
+        "retire-skipped",
+    )
+)
 async def a_refresh_inside_its_own_load_is_told_so(lab: Lab) -> None:
     """A load that refreshes its own call gets the error, and may answer in spite of it."""
     cache = lab.cache()
@@ -111,20 +139,53 @@ async def _a_circle(lab: Lab, first: AsyncSafeCache, second: AsyncSafeCache) -> 
     assert len(first) == len(second) == 0
 
 
-@scenario(kills=(), cancel=("one",))
+@scenario(
+    kills=(
+        "cycle-of-two-not-noticed",
+        "failure-is-kept",
+        "flights-counted-as-entries",
+        "join-starts-another-load",
+        "join-while-cancelling",
+        "load-does-not-know-itself",
+        "other-waiters-not-counted",
+        "what-a-load-waits-for-not-noted",
+    ),
+    cancel=("one",),
+)
 async def two_loads_that_wait_for_each_other_are_told_so(lab: Lab) -> None:
     """a waits for b and b for a, whoever asked first: all get the error with the chain."""
     cache = lab.cache()
     await _a_circle(lab, cache, cache)
 
 
-@scenario(kills=(), cancel=("one",))
+@scenario(
+    kills=(
+        "cycle-of-two-not-noticed",
+        "failure-is-kept",
+        "flights-counted-as-entries",
+        "join-starts-another-load",
+        "join-while-cancelling",
+        "load-does-not-know-itself",
+        "other-waiters-not-counted",
+        "what-a-load-waits-for-not-noted",
+    ),
+    cancel=("one",),
+)
 async def loads_of_two_caches_that_wait_for_each_other_are_told_so(lab: Lab) -> None:
     """The same circle through two caches: each knows only its own loads, and yet none hangs."""
     await _a_circle(lab, lab.cache(), lab.cache())
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "cycle-of-two-not-noticed",
+        "failure-is-kept",
+        "join-starts-another-load",
+        "load-does-not-know-itself",
+        "longer-cycle-not-followed",
+        "what-a-load-waits-for-not-noted",
+    )
+)
 async def three_loads_in_a_circle_are_told_so(lab: Lab) -> None:
     """a waits for b, b for c, c for a, each asked for by a caller of its own."""
     cache = lab.cache()
@@ -145,7 +206,15 @@ async def three_loads_in_a_circle_are_told_so(lab: Lab) -> None:
     assert len(cache) == 0
 
 
-@scenario(kills=(), two_tasks=True)
+@scenario(
+    kills=(
+        "cycle-of-two-not-noticed",
+        "join-starts-another-load",
+        "load-does-not-know-itself",
+        "what-a-load-waits-for-not-noted",
+    ),
+    two_tasks=True,
+)
 async def one_of_two_loads_may_break_their_circle(lab: Lab) -> None:
     """Each can do without the other: exactly one has to, and both callers are answered."""
     cache = lab.cache()
@@ -171,7 +240,17 @@ async def one_of_two_loads_may_break_their_circle(lab: Lab) -> None:
     assert (await a(), await b()) == (got["a"], got["b"])
 
 
-@scenario(kills=(), cancel=("one", "low"))
+@scenario(
+    kills=(
+        "abandoned-load-counted-as-an-error",
+        "decrement-forgotten",
+        "join-starts-another-load",
+        "join-while-cancelling",
+        "other-waiters-not-counted",
+        "task-cancelled-before-its-first-step",
+    ),
+    cancel=("one", "low"),
+)
 async def a_diamond_is_no_circle(lab: Lab) -> None:
     """top waits for left and right, both for low, which others ask for, too: one load of each."""
     cache = lab.cache()
@@ -199,7 +278,13 @@ async def a_diamond_is_no_circle(lab: Lab) -> None:
     assert cache.stats().load_errors == 0
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "join-not-counted",
+        "join-starts-another-load",
+    )
+)
 async def a_chain_of_loads_is_no_circle(lab: Lab) -> None:
     """a waits for b, b for c; each has a caller of its own; c, whose end all need, is read last."""
     cache = lab.cache()
@@ -224,7 +309,18 @@ async def a_chain_of_loads_is_no_circle(lab: Lab) -> None:
     assert calls_of(cache.stats(), calls=3 + 3)
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "cycle-of-two-not-noticed",
+        "delete-without-fence",
+        "fence-cancels-those-who-waited",
+        "fenced-load-stays-joinable",
+        "join-starts-another-load",
+        "land-without-identity-check",
+        "load-does-not-know-itself",
+        "what-a-load-waits-for-not-noted",
+    )
+)
 async def a_circle_that_is_broken_at_the_source_succeeds_after_a_delete(lab: Lab) -> None:
     """Once the source has no circle and both were deleted, the next call succeeds and is kept."""
     cache, source = lab.cache(), Database()
@@ -254,7 +350,7 @@ async def a_circle_that_is_broken_at_the_source_succeeds_after_a_delete(lab: Lab
     assert (await a(), await b()) == (("a", "b"), "b")
 
 
-@scenario(kills=())
+@scenario(kills=("join-starts-another-load",))
 async def a_task_that_outlives_its_load_may_load_again(lab: Lab) -> None:
     """While its load runs, a task it left behind is told of the circle; after it, it has a hit."""
     cache = lab.cache()
@@ -279,7 +375,14 @@ async def a_task_that_outlives_its_load_may_load_again(lab: Lab) -> None:
     assert lab.loads == 1
 
 
-@scenario(kills=(), cancel=("outer",))
+@scenario(
+    kills=(
+        "decrement-forgotten",
+        "join-starts-another-load",
+        "other-waiters-not-counted",
+    ),
+    cancel=("outer",),
+)
 async def a_cancelled_load_leaves_those_it_waits_for(lab: Lab) -> None:
     """The outer caller gives up: the inner load goes on for its own caller, or ends with it."""
     cache = lab.cache()
@@ -303,7 +406,16 @@ async def a_cancelled_load_leaves_those_it_waits_for(lab: Lab) -> None:
     assert await outer() == ("outer", got["inner"])
 
 
-@scenario(kills=(), cancel=("one",))
+@scenario(
+    kills=(
+        "fence-cancels-those-who-waited",
+        "fenced-load-stays-joinable",
+        "land-without-identity-check",
+        "other-waiters-not-counted",
+        "set-without-fence",
+    ),
+    cancel=("one",),
+)
 async def a_load_that_writes_its_own_key_is_fenced_by_that(lab: Lab) -> None:
     """What it sets stands; what it returns goes to those who wait, and is not stored over it."""
     cache = lab.cache()
@@ -322,7 +434,14 @@ async def a_load_that_writes_its_own_key_is_fenced_by_that(lab: Lab) -> None:
     assert await cache.get("a") == "written"
 
 
-@scenario(kills=(), cancel=("one",))
+@scenario(
+    kills=(
+        "close-answers-nobody",
+        "load-lands-after-the-end",
+        "other-waiters-not-counted",
+    ),
+    cancel=("one",),
+)
 async def a_load_may_close_its_cache(lab: Lab) -> None:
     """It does not wait for itself: callers get CacheClosedError, and nothing is left running."""
     cache = lab.cache()
@@ -343,7 +462,17 @@ async def a_load_may_close_its_cache(lab: Lab) -> None:
     await cache.aclose()
 
 
-@scenario(kills=())
+@scenario(
+    kills=(
+        "clean-up-wakes-nobody",
+        "close-answers-nobody",
+        "close-waits-for-its-own-load",
+        "join-starts-another-load",
+        "late-hit-not-seen",
+        "load-admitted-after-the-end",
+        "load-does-not-know-itself",
+    )
+)
 async def a_load_may_drain_its_cache(lab: Lab) -> None:
     """It waits for the loads of others, which end and answer, but not for itself."""
     cache = lab.cache()
