@@ -1,0 +1,1952 @@
+"""The planted bugs, each a patch of one place, and the promises that they break."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["MUTANTS", "PROMISES", "Mutant", "StalePatchError", "patched"]
+
+ROOT = Path(__file__).parent.parent.parent
+
+PROMISES = {
+    "§3.1": "one joinable load per key, whoever asks",
+    "§3.2": "a load belongs to the cache and sees its first caller's context",
+    "§3.3": "cancelling a caller cancels that caller only; the last one takes the load along",
+    "§3.4": "nobody joins a load that is being cancelled, and none runs beside it for its grace",
+    "§3.5": "a failure costs one load, reaches all as it was, and is not kept",
+    "§3.6": "a load cancelled from inside does not cancel those who wait",
+    "§3.7": "no cycle of loads hangs, and nothing else is called one",
+    "§3.8": "running loads are no entries",
+    "§3.9": "a plain `def` loads in one thread, and no thread or loop blocks itself",
+    "§3.10": "a load whose loop died holds nobody up",
+    "§4": "after a write returned, no read sees a value whose load began before it",
+    "§5": "an expired value is never served, and a fresh one never lost to time",
+    "§6": "bounds hold after every operation, and all that is kept is bounded",
+    "§7": "a miss tells its true reason",
+    "§8": "user code never runs under a lock",
+    "§9": "equal calls share a key, different ones never do",
+    "§12": "every call is a hit, a miss or a join, and nothing else is",
+    "§13": "threads and event loops share one cache, and a forked child keeps its entries",
+    "§14": "closing answers everybody, and nothing comes after it",
+}
+"""What is promised and built, by the numbers of docs/reliability.md."""
+
+
+class StalePatchError(Exception):
+    """A patch does not fit the file that it was written for."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One planted bug.
+
+    Attributes:
+        name: In kebab-case.
+        line: The promise that it breaks, a key of `PROMISES`.
+        what: The guard that is taken out, and what a user would see.
+        file: In the package.
+        old: Occurs in the file exactly once.
+        new: Stands in its place.
+        found_by: Scenarios of the explorer by name, tests of the suite by node id.
+    """
+
+    name: str
+    line: str
+    what: str
+    file: str
+    old: str
+    new: str
+    found_by: tuple[str, ...]
+
+    @property
+    def scenarios(self) -> tuple[str, ...]:
+        """The scenarios that notice it."""
+        return tuple(each for each in self.found_by if "::" not in each)
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        """The tests that notice it, as node ids."""
+        return tuple(each for each in self.found_by if "::" in each)
+
+
+def patched(mutant: Mutant, root: Path = ROOT) -> str:
+    """Return the text of the mutant's file with the bug in it.
+
+    Raises:
+        StalePatchError: The text to replace is not there, or there twice, or the
+            new text is no Python.
+    """
+    text = (root / "async_safe_cache" / mutant.file).read_text(encoding="utf-8")
+    times = text.count(mutant.old)
+    if times != 1:
+        raise StalePatchError(
+            f"{mutant.name}: the text to replace occurs {times} times in {mutant.file}, not once: "
+            "the code has changed; write the patch anew, for the guard as it is now"
+        )
+    new = text.replace(mutant.old, mutant.new)
+    try:
+        compile(new, mutant.file, "exec")
+    except SyntaxError as error:
+        raise StalePatchError(f"{mutant.name}: the patched {mutant.file} is no Python") from error
+    return new
+
+
+MUTANTS = (
+    # -- §3.1 one load
+    Mutant(
+        name="join-starts-another-load",
+        line="§3.1",
+        what="The registry is not asked: every caller of a burst loads for itself.",
+        file="_loads.py",
+        old="flight = self.flights.get((space, key))",
+        new="flight = None",
+        found_by=(
+            "callers_of_one_key_share_one_load",
+            "tests/test_flights.py::test_a_thousand_callers_of_one_key_share_one_load",
+        ),
+    ),
+    Mutant(
+        name="end-without-identity-check",
+        line="§3.1",
+        what="A fenced load that ends takes its successor out of the registry: two loads at once.",
+        file="_flights.py",
+        old="""\
+        if self._registry.get(flight.key) is flight:
+            del self._registry[flight.key]
+        self.running.pop(flight, None)""",
+        new="""\
+        self._registry.pop(flight.key, None)
+        self.running.pop(flight, None)""",
+        found_by=(
+            "a_fenced_load_leaves_its_successor_alone",
+            "tests/test_flights.py::test_an_old_load_that_ends_leaves_the_newer_one_joinable",
+        ),
+    ),
+    Mutant(
+        name="late-hit-not-seen",
+        line="§3.1",
+        what="Who came late for a load does not look for its value again, and loads once more.",
+        file="_loads.py",
+        old="entry = self.store.find(space, key, now)",
+        new="entry = None",
+        found_by=(
+            "a_set_beats_an_older_load",
+            "tests/test_cache.py::test_empty_values_are_values",
+        ),
+    ),
+    Mutant(
+        name="fenced-load-of-nobody-goes-on",
+        line="§3.1",
+        what="A load that nobody waits for when it is fenced is not cancelled.",
+        file="_flights.py",
+        old="""\
+        flight.cancelling = True
+        return True, flight""",
+        new="        return True, None",
+        found_by=(
+            "a_finishing_load_that_was_fenced_and_left_is_cancelled",
+            "tests/test_cancellation.py::test_a_fenced_load_that_nobody_waits_for_is_cancelled_even_with_finish",
+        ),
+    ),
+    # -- §3.2 whose load it is
+    Mutant(
+        name="load-in-an-empty-context",
+        line="§3.2",
+        what="The load does not get a copy of the first caller's context: tracing loses its span.",
+        file="_loads.py",
+        old="""\
+        context = copy_context()
+        context.run(current_flight.set, flight)""",
+        new="""\
+        context = type(copy_context())()
+        context.run(current_flight.set, flight)""",
+        found_by=(
+            "tests/test_survivors.py::test_a_load_sees_the_first_callers_context_and_changes_nobodys",
+        ),
+    ),
+    Mutant(
+        name="thread-in-an-empty-context",
+        line="§3.2",
+        what="A `def` that is refreshed in a worker thread does not see its caller's context.",
+        file="_loads.py",
+        old="""\
+        context = copy_context()
+        thread = threading""",
+        new="""\
+        context = type(copy_context())()
+        thread = threading""",
+        found_by=(
+            "tests/test_survivors.py::test_a_refresh_of_a_def_in_a_thread_sees_its_callers_context",
+        ),
+    ),
+    Mutant(
+        name="load-in-the-callers-own-context",
+        line="§3.2",
+        what="The load changes the caller's context instead of a copy: variables leak out of it.",
+        file="_loads.py",
+        old="""\
+        context = copy_context()
+        context.run(current_flight.set, flight)
+        running""",
+        new="""\
+        context = None
+        current_flight.set(flight)
+        running""",
+        found_by=(
+            "tests/test_recursion.py::test_a_load_is_known_to_wait_only_for_what_it_waits_for_now",
+        ),
+    ),
+    # -- §3.3 leaving
+    Mutant(
+        name="other-waiters-not-counted",
+        line="§3.3",
+        what="One caller that leaves cancels the load for all who still wait.",
+        file="_flights.py",
+        old=" is flight or flight.waiters or flight.done:",
+        new=" is flight or flight.done:",
+        found_by=(
+            "a_cancelled_caller_leaves_alone",
+            "tests/test_flights.py::test_the_leader_may_be_cancelled_at_any_step_and_the_others_have_the_value",
+        ),
+    ),
+    Mutant(
+        name="abandoned-load-runs-on",
+        line="§3.3",
+        what="The last caller leaves and the load is not cancelled: nobody waits, and it works on.",
+        file="_flights.py",
+        old="""\
+        flight.cancelling = flight.task is not None
+        return flight""",
+        new="        return None",
+        found_by=(
+            "when_all_leave_the_load_is_cancelled",
+            "tests/test_flights.py::test_when_all_callers_are_cancelled_the_load_is_too",
+        ),
+    ),
+    Mutant(
+        name="cancelled-waiter-still-counted",
+        line="§3.3",
+        what="A cancelled caller is not taken out of its flight: the load is never abandoned.",
+        file="_loads.py",
+        old="""\
+        except BaseException:
+            self._forget(current, flight, waiter)
+            raise""",
+        new="""\
+        except BaseException:
+            raise""",
+        found_by=(
+            "when_all_leave_the_load_is_cancelled",
+            "tests/test_flights.py::test_when_all_callers_are_cancelled_the_load_is_too",
+        ),
+    ),
+    Mutant(
+        name="finish-is-cancelled-too",
+        line="§3.3",
+        what='on_abandon="finish" is not looked at: the abandoned load is cancelled all the same.',
+        file="_flights.py",
+        old="if flight.cancelling or (flight.keep and not flight.fenced):",
+        new="if flight.cancelling:",
+        found_by=(
+            "an_abandoned_load_that_may_finish_is_stored",
+            "tests/test_flights.py::test_finish_lets_an_abandoned_load_end_and_store",
+        ),
+    ),
+    Mutant(
+        name="finish-outlives-a-fence",
+        line="§3.3",
+        what='A fenced load with on_abandon="finish" runs on for nobody: it may not store.',
+        file="_flights.py",
+        old="(flight.keep and not flight.fenced)",
+        new="flight.keep",
+        found_by=(
+            "a_finishing_load_that_was_fenced_and_left_is_cancelled",
+            "tests/test_flights.py::test_a_fenced_load_is_cancelled_when_nobody_waits_even_if_it_may_finish",
+        ),
+    ),
+    Mutant(
+        name="closed-coroutine-never-leaves",
+        line="§3.3",
+        what="A caller whose coroutine the collector closed stays counted for ever.",
+        file="_loads.py",
+        old="self.engine.later.append(lambda _: self._forget(current, flight, waiter))",
+        new="pass",
+        found_by=(
+            "tests/test_cancellation.py::test_a_caller_whose_coroutine_is_closed_leaves_at_the_next_write",
+        ),
+    ),
+    Mutant(
+        name="task-cancelled-before-its-first-step",
+        line="§3.3",
+        what="A load cancelled before it began tells nobody: its key hangs for ever.",
+        file="_loads.py",
+        old="task.add_done_callback(lambda _: self._task_done(flight, load))",
+        new="pass",
+        found_by=(
+            "when_all_leave_the_load_is_cancelled",
+            "tests/test_cancellation.py::test_closing_answers_a_load_that_has_not_begun",
+        ),
+    ),
+    # -- §3.4 being cancelled
+    Mutant(
+        name="join-while-cancelling",
+        line="§3.4",
+        what="A newcomer joins a load that is being cancelled and gets its LoadCancelledError.",
+        file="_loads.py",
+        old="""\
+                if flight.cancelling:
+                    if not counted:""",
+        new="""\
+                if False:
+                    if not counted:""",
+        found_by=(
+            "nobody_joins_a_load_that_is_being_cancelled",
+            "tests/test_cancellation.py::test_a_newcomer_is_never_joined_to_a_load_that_is_being_cancelled",
+        ),
+    ),
+    Mutant(
+        name="land-while-cancelling",
+        line="§3.4",
+        what="A cancelled load that swallows its cancellation still stores its value.",
+        file="_flights.py",
+        old="is flight and not flight.cancelling",
+        new="is flight",
+        found_by=(
+            "a_value_that_came_in_spite_of_a_cancellation_goes_nowhere",
+            "tests/test_cancellation.py::test_a_load_that_swallows_its_cancellation_stores_nothing",
+        ),
+    ),
+    Mutant(
+        name="grace-skipped",
+        line="§3.4",
+        what="A newcomer does not wait for the clean-up: a second load runs beside it.",
+        file="_loads.py",
+        old="loop.call_later(load.options.cancel_grace, release, waiter)",
+        new="loop.call_later(0, release, waiter)",
+        found_by=(
+            "newcomers_wait_for_a_slow_clean_up",
+            "tests/test_cancellation.py::test_a_newcomer_waits_for_the_clean_up_and_then_loads_afresh",
+        ),
+    ),
+    Mutant(
+        name="grace-never-over",
+        line="§3.4",
+        what="Nobody overtakes a clean-up that takes too long: its key is blocked as long.",
+        file="_loads.py",
+        old="self._overtake(what, load.options.cancel_grace)",
+        new="pass",
+        found_by=(
+            "a_load_too_slow_to_clean_up_is_overtaken_once",
+            "tests/test_cancellation.py::test_after_the_grace_one_newcomer_loads_beside_the_clean_up",
+        ),
+    ),
+    Mutant(
+        name="overlap-not-counted",
+        line="§3.4",
+        what="A load beside a clean-up is not counted as overlapping: nobody learns of it.",
+        file="_flights.py",
+        old="self.overlapping += 1",
+        new="self.overlapping += 0",
+        found_by=(
+            "a_load_too_slow_to_clean_up_is_overtaken_once",
+            "tests/test_cancellation.py::test_after_the_grace_one_newcomer_loads_beside_the_clean_up",
+        ),
+    ),
+    Mutant(
+        name="overtake-without-identity-check",
+        line="§3.4",
+        what="Who was overtaken throws the overtaker's load out, too, and starts a third.",
+        file="_flights.py",
+        old="if self._registry.get(flight.key) is not flight:",
+        new="if self._registry.get(flight.key) is None:",
+        found_by=(
+            "a_load_too_slow_to_clean_up_is_overtaken_once",
+            "tests/test_flights.py::test_who_would_wait_longer_joins_the_load_of_who_overtook",
+        ),
+    ),
+    Mutant(
+        name="clean-up-wakes-nobody",
+        line="§3.4",
+        what="The end of a clean-up does not wake who waits for it: they sit out the whole grace.",
+        file="_flights.py",
+        old="""\
+a cycle that only the collector ends
+        waiting = flight.waiters | flight.watchers""",
+        new="""\
+a cycle that only the collector ends
+        waiting = flight.waiters""",
+        found_by=(
+            "one_function_ends_when_its_callers_are_answered",
+            "tests/test_recursion.py::test_two_clean_ups_that_await_each_others_key_never_hang",
+        ),
+    ),
+    Mutant(
+        name="fence-frees-a-clean-up",
+        line="§3.4",
+        what="A delete takes a load that cleans up out of the registry: the next runs beside it.",
+        file="_flights.py",
+        old="if flight is None or flight.cancelling:",
+        new="if flight is None:",
+        found_by=(
+            "tests/test_cancellation.py::test_a_delete_during_a_clean_up_lets_no_newcomer_in_earlier",
+        ),
+    ),
+    # -- §3.5 failing
+    Mutant(
+        name="failure-is-kept",
+        line="§3.5",
+        what="Every failure is remembered for ever, though negative= names none.",
+        file="_loads.py",
+        old="remember: float | None | Unset = UNSET",
+        new="remember: float | None | Unset = None",
+        found_by=(
+            "a_failing_load_fails_its_burst_and_nobody_else",
+            "tests/test_load_errors.py::test_a_failing_load_costs_one_load_for_the_whole_burst",
+        ),
+    ),
+    Mutant(
+        name="traceback-grows",
+        line="§3.5",
+        what="A raise does not restore the traceback: it grows by every waiter's frames.",
+        file="_flights.py",
+        old="        _set_traceback(error, self._traceback)\n",
+        new="",
+        found_by=(
+            "a_failing_load_fails_its_burst_and_nobody_else",
+            "tests/test_load_errors.py::test_nothing_grows_when_a_load_fails_again_and_again",
+        ),
+    ),
+    Mutant(
+        name="callers-context-leaks",
+        line="§3.5",
+        what="What one caller was handling shows as the context of another caller's error.",
+        file="_flights.py",
+        old="        _context.__set__(error, self._context)\n",
+        new="",
+        found_by=(
+            "tests/test_failures.py::test_what_one_caller_was_handling_does_not_show_in_anothers_failure",
+        ),
+    ),
+    Mutant(
+        name="cause-not-restored",
+        line="§3.5",
+        what="`raise error from mine` of one waiter shows to all the others.",
+        file="_flights.py",
+        old="_cause.__set__(error, self._cause)",
+        new="pass",
+        found_by=(
+            "tests/test_failures.py::test_what_one_caller_was_handling_does_not_show_in_anothers_failure",
+        ),
+    ),
+    Mutant(
+        name="each-waiter-gets-a-copy",
+        line="§3.5",
+        what="The waiters get equal exceptions, not the object that the loader raised.",
+        file="_flights.py",
+        old="twin(self.error) if self._remembered else self.error",
+        new="twin(self.error)",
+        found_by=(
+            "a_failing_load_fails_its_burst_and_nobody_else",
+            "tests/test_load_errors.py::test_every_waiter_gets_the_very_exception",
+        ),
+    ),
+    Mutant(
+        name="raising-frame-holds-the-error",
+        line="§3.5",
+        what="The frame that raises keeps the error that keeps it: frames outlive the handlers.",
+        file="_flights.py",
+        old="del self, error",
+        new="del self",
+        found_by=("tests/test_load_errors.py::test_no_frame_outlives_the_handlers",),
+    ),
+    Mutant(
+        name="loading-frame-holds-the-error",
+        line="§3.5",
+        what="The frame of the load keeps its error: the loader's locals live until a collection.",
+        file="_loads.py",
+        old="""\
+            # The loader's frames, which the error holds, lead back to this one.
+            del error, value""",
+        new="            pass",
+        found_by=("tests/test_load_errors.py::test_no_frame_outlives_the_handlers",),
+    ),
+    Mutant(
+        name="stop-iteration-as-it-is",
+        line="§3.5",
+        what="A loader's StopIteration is not turned into RuntimeError, and ends a caller's loop.",
+        file="_loads.py",
+        old="elif isinstance(error, StopIteration):",
+        new="elif False:",
+        found_by=(
+            "a_stop_iteration_reaches_every_waiter_as_a_runtime_error",
+            "tests/test_load_errors.py::test_stop_iteration_becomes_a_runtime_error",
+        ),
+    ),
+    Mutant(
+        name="interrupt-swallowed",
+        line="§3.5",
+        what="Ctrl-C in a load does not end the program.",
+        file="_loads.py",
+        old="""\
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                task = asyncio.current_task()""",
+        new="""\
+            if False:
+                task = asyncio.current_task()""",
+        found_by=(
+            "tests/test_load_errors.py::test_an_interrupt_in_a_load_ends_the_program_as_usual",
+        ),
+    ),
+    Mutant(
+        name="remembered-failure-replaces-a-value",
+        line="§3.5",
+        what="A refresh that fails with a failure to remember takes the older value away.",
+        file="_loads.py",
+        old=" and not self.store.holds(load.space, load.key, now):",
+        new=":",
+        found_by=(
+            "a_failing_refresh_leaves_the_older_value",
+            "tests/test_decorator.py::test_a_refresh_that_fails_with_a_failure_to_remember_keeps_the_older_value",
+        ),
+    ),
+    Mutant(
+        name="remembered-failure-keeps-frames",
+        line="§3.5",
+        what="A remembered failure keeps the frames of the load that raised it alive.",
+        file="_loads.py",
+        old="memory = failure.remembered()",
+        new="memory = failure",
+        found_by=("tests/test_failures.py::test_a_remembered_failure_keeps_no_frame_alive",),
+    ),
+    Mutant(
+        name="remembered-failure-is-a-value",
+        line="§3.5",
+        what="A get of a remembered failure hands out the library's own record of it.",
+        file="_engine.py",
+        old="if entry is None or entry.deadline <= now or type(entry.value) is Failure:",
+        new="if entry is None or entry.deadline <= now:",
+        found_by=(
+            "a_remembered_failure_costs_one_load_while_it_lasts",
+            "tests/test_failures.py::test_a_remembered_failure_is_no_value",
+        ),
+    ),
+    Mutant(
+        name="one-shot-value-stored",
+        line="§3.5",
+        what="A generator is stored as a value: the second caller finds it used up.",
+        file="_engine.py",
+        old="    if not one_shot(value):\n        return",
+        new="    if not iscoroutine(value):\n        return",
+        found_by=(
+            "a_value_for_one_use_is_refused_to_all",
+            "tests/test_load_errors.py::test_a_result_that_can_be_used_once_is_refused",
+        ),
+    ),
+    # -- §3.6 cancelled from inside
+    Mutant(
+        name="inner-cancellation-passed-on",
+        line="§3.6",
+        what="A loader that was cancelled from inside cancels every caller's task.",
+        file="_loads.py",
+        old="stopped_by, error = error, LoadCancelledError(flight.name)",
+        new="stopped_by = None",
+        found_by=(
+            "a_load_that_cancels_itself_cancels_nobody",
+            "tests/test_load_errors.py::test_a_load_cancelled_from_inside_is_no_cancellation_of_its_callers",
+        ),
+    ),
+    # -- §3.7 cycles
+    Mutant(
+        name="own-key-not-noticed",
+        line="§3.7",
+        what="A load that awaits its own key waits for itself for ever.",
+        file="_flights.py",
+        old="if current is target:",
+        new="if False:",
+        found_by=(
+            "a_load_of_its_own_key_is_told_so",
+            "tests/test_recursion.py::test_a_load_that_awaits_its_own_key_fails_at_once_for_all_who_wait",
+        ),
+    ),
+    Mutant(
+        name="cycle-of-two-not-noticed",
+        line="§3.7",
+        what="Two loads that await each other hang.",
+        file="_flights.py",
+        old="if waited is current:",
+        new="if False:",
+        found_by=(
+            "two_loads_that_wait_for_each_other_are_told_so",
+            "tests/test_recursion.py::test_two_loads_that_wait_for_each_other_never_hang",
+        ),
+    ),
+    Mutant(
+        name="longer-cycle-not-followed",
+        line="§3.7",
+        what="A cycle of three loads is not followed to its end, and hangs.",
+        file="_flights.py",
+        old="paths.append((waited, (*names, waited.name)))",
+        new="pass",
+        found_by=(
+            "three_loads_in_a_circle_are_told_so",
+            "tests/test_recursion.py::test_a_longer_cycle_names_its_whole_chain",
+        ),
+    ),
+    Mutant(
+        name="what-a-load-waits-for-not-noted",
+        line="§3.7",
+        what="It is not noted which flight a load waits for: cycles hang.",
+        file="_loads.py",
+        old="current.waits_on[waiter] = flight",
+        new="pass",
+        found_by=(
+            "two_loads_that_wait_for_each_other_are_told_so",
+            "tests/test_recursion.py::test_two_loads_that_wait_for_each_other_never_hang",
+        ),
+    ),
+    Mutant(
+        name="what-a-load-waited-for-never-forgotten",
+        line="§3.7",
+        what="A load counts as waiting for what it got long ago: a cycle where there is none.",
+        file="_loads.py",
+        old="""\
+        if current is not None:
+            current.waits_on.pop(waiter, None)
+        return outcome""",
+        new="        return outcome",
+        found_by=(
+            "tests/test_recursion.py::test_a_load_is_known_to_wait_only_for_what_it_waits_for_now",
+        ),
+    ),
+    Mutant(
+        name="load-does-not-know-itself",
+        line="§3.7",
+        what="The load's context does not name its flight: what it awaits is nobody's.",
+        file="_loads.py",
+        old="context.run(current_flight.set, flight)",
+        new="pass",
+        found_by=(
+            "a_load_of_its_own_key_is_told_so",
+            "tests/test_recursion.py::test_a_load_that_awaits_its_own_key_fails_at_once_for_all_who_wait",
+        ),
+    ),
+    Mutant(
+        name="ended-load-still-in-a-cycle",
+        line="§3.7",
+        what="A task that outlived its load is refused as if the load still waited.",
+        file="_flights.py",
+        old="if current is None or current.done:",
+        new="if current is None:",
+        found_by=(
+            "tests/test_survivors.py::test_what_a_load_that_has_ended_started_may_load_what_waited_for_it",
+        ),
+    ),
+    # -- §3.8 no entries
+    Mutant(
+        name="flights-bounded-like-entries",
+        line="§3.8",
+        what="The registry forgets its oldest running load when there are many: it runs again.",
+        file="_flights.py",
+        old="self.running[flight] = None",
+        new="""\
+self.running[flight] = None
+        if len(self._registry) > 32:
+            del self._registry[next(iter(self._registry))]""",
+        found_by=(
+            "tests/test_flights.py::test_a_hundred_keys_are_loaded_once_each_and_never_mixed_up",
+        ),
+    ),
+    Mutant(
+        name="flights-counted-as-entries",
+        line="§3.8",
+        what="len(cache) counts running loads, which nobody can read yet.",
+        file="_cache.py",
+        old="return store.live(now)\n",
+        new="return store.live(now) + len(self._engine.flights.running)\n",
+        found_by=(
+            "the_bound_on_entries_holds_while_loads_land",
+            "tests/test_flights.py::test_clearing_during_a_hundred_loads_answers_all_and_stores_none",
+        ),
+    ),
+    # -- §3.9 def
+    Mutant(
+        name="def-blocks-its-own-loop",
+        line="§3.9",
+        what="A `def` called in a loop waits for a load that only this loop can end: it hangs.",
+        file="_loads.py",
+        old="if flight.thread == threading.get_ident() or (here and flight.loop is here):",
+        new="if flight.thread == threading.get_ident():",
+        found_by=(
+            "tests/test_recursion.py::test_a_def_that_would_block_the_loop_that_loads_its_value_is_told_so",
+        ),
+    ),
+    Mutant(
+        name="def-waits-for-its-own-thread",
+        line="§3.9",
+        what="A `def` waits for a load of its own thread: it hangs.",
+        file="_loads.py",
+        old="if flight.thread == threading.get_ident() or (here and flight.loop is here):",
+        new="if here and flight.loop is here:",
+        found_by=(
+            "tests/test_recursion.py::test_a_def_that_would_block_its_own_thread_is_told_so",
+        ),
+    ),
+    Mutant(
+        name="def-takes-task-options",
+        line="§3.9",
+        what="on_abandon= on a plain `def` is accepted, and ignored.",
+        file="_decorator.py",
+        old="if given[option] is not UNSET:",
+        new="if False:",
+        found_by=(
+            "tests/test_options.py::test_an_option_that_needs_a_task_is_refused_on_a_plain_def",
+        ),
+    ),
+    Mutant(
+        name="def-refreshed-in-the-loop",
+        line="§3.9",
+        what="The refresh of a plain `def` blocks the event loop instead of using a thread.",
+        file="_cache.py",
+        old="in_thread=not function.is_async",
+        new="in_thread=False",
+        found_by=("tests/test_threads.py::test_refreshing_a_def_runs_in_a_thread_and_leaves_none",),
+    ),
+    # -- §3.10 dead loops
+    Mutant(
+        name="closed-loop-not-noticed",
+        line="§3.10",
+        what="A load whose loop was closed over it stays joinable: its key hangs for ever.",
+        file="_flights.py",
+        old="and flight.loop.is_closed():",
+        new="and False:",
+        found_by=(
+            "tests/test_dead_loops.py::test_a_joiner_sees_at_once_that_the_loop_is_closed",
+            "tests/test_dead_loops.py::test_nobody_waits_out_the_clean_up_of_a_dead_loop",
+        ),
+    ),
+    Mutant(
+        name="stopped-loop-not-noticed",
+        line="§3.10",
+        what="A loop that does not run any more holds up who waits elsewhere for its loads.",
+        file="_dead_loops.py",
+        old="""\
+        elif self._still:
+            return True""",
+        new="""\
+        elif self._still:
+            return False""",
+        found_by=(
+            "tests/test_dead_loops.py::test_who_waits_elsewhere_takes_over_from_a_dead_loop",
+        ),
+    ),
+    Mutant(
+        name="living-loop-taken-for-dead",
+        line="§3.10",
+        what="A loop that runs now and then is taken for dead: its loads run twice.",
+        file="_dead_loops.py",
+        old="""\
+    def _beat(self) -> None:
+        self._still = False""",
+        new="""\
+    def _beat(self) -> None:
+        pass""",
+        found_by=("tests/test_dead_loops.py::test_a_loop_that_runs_now_and_then_is_not_dead",),
+    ),
+    Mutant(
+        name="burial-wakes-nobody",
+        line="§3.10",
+        what="The loads of a dead loop are ended, and who waits for them is not told.",
+        file="_flights.py",
+        old="waiting |= self.end(flight)",
+        new="self.end(flight)",
+        found_by=(
+            "tests/test_dead_loops.py::test_who_waits_elsewhere_takes_over_from_a_dead_loop",
+        ),
+    ),
+    Mutant(
+        name="end-of-a-loop-answers-elsewhere",
+        line="§3.10",
+        what="The end of asyncio.run counts as their load's cancellation to those in other loops.",
+        file="_loads.py",
+        old="        if stopped_from_outside:\n",
+        new="        if False:\n",
+        found_by=(
+            "tests/test_dead_loops.py::test_the_end_of_asyncio_run_is_not_the_cancellation_of_who_waits_elsewhere",
+        ),
+    ),
+    # -- §4 fences
+    Mutant(
+        name="delete-without-fence",
+        line="§4",
+        what="A delete leaves the load under way alone: it stores the old value after the delete.",
+        file="_engine.py",
+        old="fenced = self._fence(space, key, doomed)",
+        new="fenced = False",
+        found_by=(
+            "a_delete_keeps_an_older_load_out",
+            "tests/test_cache.py::test_after_a_write_no_read_sees_what_was_loaded_before_it",
+        ),
+    ),
+    Mutant(
+        name="set-without-fence",
+        line="§4",
+        what="A load that began before a set overwrites the value that was set.",
+        file="_engine.py",
+        old="""\
+            self._fence(space, key, doomed)
+            return self.store.put""",
+        new="            return self.store.put",
+        found_by=(
+            "a_set_beats_an_older_load",
+            "tests/test_cache.py::test_after_a_write_no_read_sees_what_was_loaded_before_it",
+        ),
+    ),
+    Mutant(
+        name="clear-without-fence",
+        line="§4",
+        what="Loads that began before a clear fill the cache again with old values.",
+        file="_engine.py",
+        old="""\
+                if self._fence(space, key, doomed):
+                    self.store.remove(space, key, RemovalCause.CLEARED""",
+        new="""\
+                if False:
+                    self.store.remove(space, key, RemovalCause.CLEARED""",
+        found_by=(
+            "a_clear_keeps_an_older_load_out",
+            "tests/test_cache.py::test_after_a_write_no_read_sees_what_was_loaded_before_it",
+        ),
+    ),
+    Mutant(
+        name="cache-clear-without-fence",
+        line="§4",
+        what="Loads of a function that began before its cache_clear() store after it.",
+        file="_engine.py",
+        old="if space in gone and self._fence(space, key, doomed):",
+        new="if False:",
+        found_by=(
+            "a_cache_clear_is_seen_by_get_or_load",
+            "tests/test_survivors.py::test_a_cache_clear_during_a_load_keeps_its_value_out",
+        ),
+    ),
+    Mutant(
+        name="land-without-identity-check",
+        line="§4",
+        what="A load stores without being the registered one: what was fenced comes back.",
+        file="_flights.py",
+        old="return self._registry.get(flight.key) is flight and",
+        new="return",
+        found_by=(
+            "a_delete_keeps_an_older_load_out",
+            "tests/test_cache.py::test_after_a_write_no_read_sees_what_was_loaded_before_it",
+        ),
+    ),
+    Mutant(
+        name="fenced-load-stays-joinable",
+        line="§4",
+        what="The fence marks the load and leaves it registered: newcomers join it, and it stores.",
+        file="_flights.py",
+        old="""\
+        del self._registry[key]
+        flight.fenced = True""",
+        new="        flight.fenced = True",
+        found_by=(
+            "a_delete_keeps_an_older_load_out",
+            "tests/test_cache.py::test_after_a_write_no_read_sees_what_was_loaded_before_it",
+        ),
+    ),
+    Mutant(
+        name="fence-cancels-those-who-waited",
+        line="§4",
+        what="An invalidation cancels the load under way: its callers get an error.",
+        file="_flights.py",
+        old="if flight.waiters or flight.task is None:",
+        new="if flight.task is None:",
+        found_by=(
+            "a_delete_keeps_an_older_load_out",
+            "tests/test_cache.py::test_after_a_write_no_read_sees_what_was_loaded_before_it",
+        ),
+    ),
+    Mutant(
+        name="set-fences-every-load",
+        line="§4",
+        what="A set shuts out the loads of all other keys, too: they are never stored.",
+        file="_engine.py",
+        old="""\
+            self._fence(space, key, doomed)
+            return self.store.put""",
+        new="""\
+            for each in self.flights.registered():
+                self._fence(*each, doomed)
+            return self.store.put""",
+        found_by=(
+            "the_bound_on_bytes_holds_while_values_land",
+            "tests/test_survivors.py::test_a_write_of_one_key_leaves_the_loads_of_others_alone",
+        ),
+    ),
+    # -- §5 time
+    Mutant(
+        name="expired-at-ttl-still-served",
+        line="§5",
+        what="At ttl exactly a read still gets the value.",
+        file="_engine.py",
+        old="if entry is None or entry.deadline <= now or",
+        new="if entry is None or entry.deadline < now or",
+        found_by=(
+            "a_ttl_counts_from_the_end_of_its_load",
+            "tests/test_cache.py::test_at_ttl_exactly_a_value_is_expired_for_every_read",
+        ),
+    ),
+    Mutant(
+        name="expired-at-ttl-still-found-by-loads",
+        line="§5",
+        what="At ttl exactly get_or_load and get_many still get the value.",
+        file="_store.py",
+        old="""\
+        if entry is None or entry.deadline <= now:
+            return None
+        self.order.touch""",
+        new="""\
+        if entry is None or entry.deadline < now:
+            return None
+        self.order.touch""",
+        found_by=(
+            "a_remembered_failure_costs_one_load_while_it_lasts",
+            "tests/test_cache.py::test_at_ttl_exactly_a_value_is_expired_for_every_read",
+        ),
+    ),
+    Mutant(
+        name="expired-at-ttl-still-hit",
+        line="§5",
+        what="At ttl exactly a decorated function still gives the value.",
+        file="_wrapper.py",
+        old="_asc_clock() < _asc_entry.deadline",
+        new="_asc_clock() <= _asc_entry.deadline",
+        found_by=(
+            "nothing_expired_is_revived",
+            "tests/test_decorator.py::test_a_hit_of_a_decorated_function_ends_with_its_ttl",
+        ),
+    ),
+    Mutant(
+        name="ttl-counted-from-the-start",
+        line="§5",
+        what="The ttl counts from the beginning of the load: slow loads are born nearly expired.",
+        file="_loads.py",
+        old="""\
+            value = load.call()
+            if isawaitable(value):
+                value = await value""",
+        new="""\
+            began = self.engine.clock()
+            value = load.call()
+            if isawaitable(value):
+                value = await value
+            if load.options.ttl is not None:
+                taken = self.engine.clock() - began
+                load.options = load.options.but(ttl=max(1e-9, load.options.ttl - taken))""",
+        found_by=(
+            "a_ttl_counts_from_the_end_of_its_load",
+            "tests/test_cache.py::test_ttl_counts_from_the_end_of_the_load",
+        ),
+    ),
+    Mutant(
+        name="jitter-lengthens",
+        line="§5",
+        what="jitter= adds to the ttl: values are served past it.",
+        file="_engine.py",
+        old="(1 - options.jitter * random.random())",
+        new="(1 + options.jitter * random.random())",
+        found_by=("tests/test_cache.py::test_jitter_spreads_expiry_and_never_lengthens_it",),
+    ),
+    Mutant(
+        name="ttl-of-zero-accepted",
+        line="§5",
+        what="ttl=0 is accepted where it is given, and nothing is ever found again.",
+        file="options.py",
+        old="if seconds <= 0:",
+        new="if seconds < 0:",
+        found_by=("tests/test_options.py::test_a_wrong_ttl_is_refused_everywhere",),
+    ),
+    Mutant(
+        name="touched-entry-still-swept",
+        line="§5",
+        what="touch() leaves the entry under its old deadline: the sweeper takes a fresh value.",
+        file="_store.py",
+        old="""\
+        self._expiry.discard(entry)
+        entry.deadline""",
+        new="        entry.deadline",
+        found_by=(
+            "a_touch_changes_the_time_and_nothing_else",
+            "tests/test_cache.py::test_touch_renews_what_is_fresh_and_nothing_else",
+        ),
+    ),
+    Mutant(
+        name="whole-second-swept",
+        line="§5",
+        what="A sweep takes all that expires within the second, also what is still fresh.",
+        file="_expiry.py",
+        old="""\
+        if bucket.last <= now:
+            # pop()""",
+        new="""\
+        if bucket.first <= now:
+            # pop()""",
+        found_by=(
+            "a_miss_tells_the_truth_whoever_freed_the_memory",
+            "tests/test_store.py::test_the_store_answers_as_a_plain_model_does_over_many_operations",
+        ),
+    ),
+    Mutant(
+        name="write-frees-nothing",
+        line="§5",
+        what="Without the sweeper nobody frees expired entries: they pile up.",
+        file="_store.py",
+        old="""\
+        self.free(now, PER_WRITE, dropped)
+        self._make_room""",
+        new="        self._make_room",
+        found_by=("tests/test_store.py::test_each_write_frees_up_to_four_due_entries",),
+    ),
+    Mutant(
+        name="sweep-stops-after-a-slice",
+        line="§5",
+        what="A sweep frees one slice of what is due and leaves the rest for later.",
+        file="_engine.py",
+        old="return self.store.free(now, limit, dropped) == limit",
+        new="return self.store.free(now, limit, dropped) > limit",
+        found_by=("tests/test_sweeper.py::test_the_sweeper_frees_what_is_due",),
+    ),
+    Mutant(
+        name="sweep-without-a-pause",
+        line="§5",
+        what="A sweep frees all slices in one turn of the loop: everybody waits for it.",
+        file="_cache.py",
+        old="""\
+# noqa: ASYNC110 - not waiting: working
+            await asyncio.sleep(0)""",
+        new="""\
+# noqa: ASYNC110 - not waiting: working
+            pass""",
+        found_by=("tests/test_sweeper.py::test_a_sweep_lets_others_run_between_its_slices",),
+    ),
+    Mutant(
+        name="sweeper-dies-of-an-error",
+        line="§5",
+        what="A sweep that fails ends the sweeper, silently and for good.",
+        file="_background.py",
+        old="                self.errors += 1\n",
+        new="                raise\n",
+        found_by=("tests/test_sweeper.py::test_a_failing_sweep_is_counted_shown_and_tried_again",),
+    ),
+    Mutant(
+        name="sweeper-not-started-again",
+        line="§5",
+        what="The sweeper ends with the loop that started it, and no later loop starts it again.",
+        file="_cache.py",
+        old='"""Start the sweeper again if its loop died."""',
+        new='"""Start the sweeper again if its loop died."""\n        return',
+        found_by=(
+            "tests/test_sweeper.py::test_a_sweeper_whose_loop_ended_starts_again_in_the_next",
+        ),
+    ),
+    Mutant(
+        name="wall-clock-by-default",
+        line="§5",
+        what="Expiry follows the wall clock: setting it keeps values alive or kills them.",
+        file="_cache.py",
+        old="clock: Clock = time.monotonic",
+        new="clock: Clock = lambda: time.time()",
+        found_by=("tests/test_cache.py::test_the_wall_clock_changes_nothing",),
+    ),
+    # -- §6 memory
+    Mutant(
+        name="decrement-forgotten",
+        line="§6",
+        what="A removal does not give its bytes back: the cache ends up full of nothing.",
+        file="_store.py",
+        old="        self.bytes -= entry.weight\n",
+        new="",
+        found_by=(
+            "the_bound_on_bytes_holds_while_values_land",
+            "tests/test_store.py::test_accounted_bytes_stay_exact_over_many_overwrites",
+        ),
+    ),
+    Mutant(
+        name="decrement-moved-before-the-check",
+        line="§6",
+        what="The bytes are given back for a replaced entry, too: twice.",
+        file="_store.py",
+        old="""\
+        if space.data.get(entry.key) is not entry:
+            return
+        held""",
+        new="""\
+        if space.data.get(entry.key) is not entry:
+            self.bytes -= entry.weight
+            return
+        held""",
+        found_by=(
+            "tests/test_store.py::test_removing_an_entry_that_was_replaced_leaves_its_successor",
+        ),
+    ),
+    Mutant(
+        name="unlink-without-identity-check",
+        line="§6",
+        what="Removing an entry that was replaced takes its successor.",
+        file="_store.py",
+        old="""\
+        if space.data.get(entry.key) is not entry:
+            return
+        held""",
+        new="        held",
+        found_by=(
+            "tests/test_store.py::test_removing_an_entry_that_was_replaced_leaves_its_successor",
+        ),
+    ),
+    Mutant(
+        name="retire-skipped",
+        line="§6",
+        what="A write does not take the older entry out: its bytes and its place stay for ever.",
+        file="_store.py",
+        old="""\
+            self._unlink(old, RemovalCause.EXPIRED if expired else RemovalCause.REPLACED, dropped)
+""",
+        new="            pass\n",
+        found_by=(
+            "a_set_beats_an_older_load",
+            "tests/test_store.py::test_accounted_bytes_stay_exact_over_many_overwrites",
+        ),
+    ),
+    Mutant(
+        name="memory-bound-checked-afterwards",
+        line="§6",
+        what="The bytes to come are not counted: the bound is passed by one value.",
+        file="_store.py",
+        old="over_bytes = self.bytes + weight > self.max_bytes",
+        new="over_bytes = self.bytes > self.max_bytes",
+        found_by=(
+            "the_bound_on_bytes_holds_while_values_land",
+            "tests/test_store.py::test_the_memory_bound_holds_after_every_operation",
+        ),
+    ),
+    Mutant(
+        name="one-entry-too-many",
+        line="§6",
+        what="max_entries is passed by one.",
+        file="_store.py",
+        old="if not over_bytes and len(self.order) < self.max_entries:",
+        new="if not over_bytes and len(self.order) <= self.max_entries:",
+        found_by=(
+            "the_bound_on_entries_holds_while_loads_land",
+            "tests/test_store.py::test_the_store_answers_as_a_plain_model_does_over_many_operations",
+        ),
+    ),
+    Mutant(
+        name="too-large-empties-the-cache",
+        line="§6",
+        what="A value larger than the bound evicts all others, and is stored above the bound.",
+        file="_store.py",
+        old="if weight > self.max_bytes or self.max_entries < 1:",
+        new="if self.max_entries < 1:",
+        found_by=(
+            "a_value_too_large_removes_the_older_one_and_nothing_else",
+            "tests/test_store.py::test_a_value_larger_than_the_bound_is_not_stored_and_evicts_nothing",
+        ),
+    ),
+    Mutant(
+        name="too-large-keeps-the-previous-value",
+        line="§6",
+        what="A value that does not fit leaves the older one, which is not true any more.",
+        file="_store.py",
+        old="self._unlink(old, RemovalCause.REJECTED, dropped)",
+        new="pass",
+        found_by=(
+            "a_value_too_large_removes_the_older_one_and_nothing_else",
+            "tests/test_store.py::test_a_value_larger_than_the_bound_is_not_stored_and_evicts_nothing",
+        ),
+    ),
+    Mutant(
+        name="live-evicted-before-expired",
+        line="§6",
+        what="An eviction takes live entries while expired ones lie about.",
+        file="_store.py",
+        old="""\
+            if self.free(now, 1, dropped):
+                continue
+""",
+        new="",
+        found_by=(
+            "expired_entries_leave_before_live_ones",
+            "tests/test_store.py::test_one_large_value_takes_the_place_of_many_expired_ones",
+        ),
+    ),
+    Mutant(
+        name="newest-evicted",
+        line="§6",
+        what="The most recently used entry leaves first.",
+        file="_eviction.py",
+        old="popitem(last=False)",
+        new="popitem(last=True)",
+        found_by=(
+            "a_hit_saves_an_entry_from_the_evictor",
+            "tests/test_store.py::test_the_least_recently_used_entry_of_the_whole_cache_leaves_first",
+        ),
+    ),
+    Mutant(
+        name="get-is-no-use",
+        line="§6",
+        what="A get does not renew recency: what is read most leaves first.",
+        file="_engine.py",
+        old="self.store.order.touch(entry)",
+        new="pass",
+        found_by=(
+            "a_hit_saves_an_entry_from_the_evictor",
+            "tests/test_store.py::test_the_least_recently_used_entry_of_the_whole_cache_leaves_first",
+        ),
+    ),
+    Mutant(
+        name="hit-is-no-use",
+        line="§6",
+        what="A hit of a decorated function does not renew recency.",
+        file="_wrapper.py",
+        old="_asc_store.order.touch(_asc_entry)",
+        new="pass",
+        found_by=(
+            "tests/test_survivors.py::test_a_hit_of_a_decorated_function_saves_its_entry_from_the_evictor",
+        ),
+    ),
+    Mutant(
+        name="peek-is-a-use",
+        line="§6",
+        what="Asking whether something is there renews its recency.",
+        file="_cache.py",
+        old="        return default if entry is None else entry.value",
+        new="""\
+        if entry is not None:
+            self._engine.store.order.touch(entry)
+        return default if entry is None else entry.value""",
+        found_by=("tests/test_store.py::test_peek_changes_neither_recency_nor_statistics",),
+    ),
+    Mutant(
+        name="overhead-not-counted",
+        line="§6",
+        what="Keys and the library's own bytes are free: small values pass the bound many times.",
+        file="_engine.py",
+        old="return size + weigh_key(load_key) + ENTRY_OVERHEAD",
+        new="return size",
+        found_by=(
+            "expired_entries_leave_before_live_ones",
+            "tests/test_survivors.py::test_key_and_overhead_are_inside_the_memory_bound",
+        ),
+    ),
+    Mutant(
+        name="shell-weighed-alone",
+        line="§6",
+        what="A container is weighed without what it holds.",
+        file="_weight.py",
+        old="return _Walk().weigh(value)",
+        new="return getsizeof(value), False",
+        found_by=("tests/test_weight.py::test_containers_weigh_what_the_allocator_says",),
+    ),
+    Mutant(
+        name="negative-weight-accepted",
+        line="§6",
+        what="A weigher that returns a negative number makes room that is not there.",
+        file="_engine.py",
+        old="if not weight >= 0:",
+        new="if False:",
+        found_by=("tests/test_options.py::test_a_weigher_that_answers_nonsense_changes_nothing",),
+    ),
+    Mutant(
+        name="removal-record-grows",
+        line="§6",
+        what="The removal record is never shortened: a million keys leave a million records.",
+        file="_removals.py",
+        old="if len(self._reasons) > keep:",
+        new="if False:",
+        found_by=("tests/test_store.py::test_a_million_distinct_keys_leave_nothing_behind",),
+    ),
+    Mutant(
+        name="expiry-heap-grows",
+        line="§6",
+        what="Seconds that came and went stay in the expiry index for ever.",
+        file="_expiry.py",
+        old="if len(self._seconds) > 2 * len(self._buckets) + 64:",
+        new="if False:",
+        found_by=(
+            "tests/test_survivors.py::test_seconds_beyond_the_first_leave_nothing_in_the_expiry_index",
+        ),
+    ),
+    Mutant(
+        name="collected-instance-leaves-entries",
+        line="§6",
+        what="The entries of an instance that is gone stay, and nobody can ever read them.",
+        file="_function.py",
+        old="    later.append(clean_up)",
+        new="    pass",
+        found_by=(
+            "an_instance_takes_its_entries_along",
+            "tests/test_decorator.py::test_an_instance_is_held_weakly_and_takes_its_entries_along",
+        ),
+    ),
+    # -- §7 reasons
+    Mutant(
+        name="expired-victim-says-evicted",
+        line="§7",
+        what="An expired entry that the evictor meets first is reported as EVICTED.",
+        file="_store.py",
+        old="if victim.deadline <= now:",
+        new="if False:",
+        found_by=(
+            "tests/test_store.py::test_an_expired_entry_that_is_evicted_tells_that_it_expired",
+        ),
+    ),
+    Mutant(
+        name="sweep-records-nothing",
+        line="§7",
+        what="What the sweeper frees is ABSENT afterwards, not EXPIRED.",
+        file="_store.py",
+        old="self._unlink(entry, RemovalCause.EXPIRED, dropped)",
+        new="self._unlink(entry, RemovalCause.REPLACED, dropped)",
+        found_by=(
+            "a_miss_tells_the_truth_whoever_freed_the_memory",
+            "tests/test_store.py::test_every_miss_tells_the_true_reason",
+        ),
+    ),
+    Mutant(
+        name="unswept-says-absent",
+        line="§7",
+        what="An expired entry that nobody has swept yet is reported as ABSENT.",
+        file="_store.py",
+        old="if key in space.data:",
+        new="if False:",
+        found_by=(
+            "every_read_keeps_to_the_clock",
+            "tests/test_survivors.py::test_an_expired_entry_that_nobody_freed_is_a_miss_by_expiry",
+        ),
+    ),
+    Mutant(
+        name="fence-of-an-absent-key-records-nothing",
+        line="§7",
+        what="A delete that fenced the load of an absent key leaves ABSENT instead of DELETED.",
+        file="_store.py",
+        old="        if fenced:\n",
+        new="        if False:\n",
+        found_by=(
+            "a_delete_of_what_is_absent_fences_too",
+            "tests/test_cache.py::test_fencing_the_load_of_an_absent_key_leaves_its_reason",
+        ),
+    ),
+    Mutant(
+        name="deleting-the-expired-says-deleted",
+        line="§7",
+        what="A delete of what had expired already is reported as DELETED.",
+        file="_store.py",
+        old="cause if fresh else RemovalCause.EXPIRED, dropped)",
+        new="cause, dropped)",
+        found_by=(
+            "a_miss_tells_the_truth_whoever_freed_the_memory",
+            "tests/test_store.py::test_the_store_answers_as_a_plain_model_does_over_many_operations",
+        ),
+    ),
+    Mutant(
+        name="clear-records-nothing",
+        line="§7",
+        what="After a clear every miss is ABSENT.",
+        file="_store.py",
+        old="for entry in reversed(self.order.newest(MOST)):",
+        new="for entry in ():",
+        found_by=(
+            "a_miss_tells_the_truth_whoever_freed_the_memory",
+            "tests/test_store.py::test_every_miss_tells_the_true_reason",
+        ),
+    ),
+    Mutant(
+        name="rejection-not-recorded",
+        line="§7",
+        what="A value that was too large leaves ABSENT instead of REJECTED.",
+        file="_store.py",
+        old="self._record.add(_mark(space, key), MissReason.REJECTED, len(self.order))",
+        new="pass",
+        found_by=(
+            "without_room_callers_still_share_a_load",
+            "tests/test_survivors.py::test_a_value_too_large_for_an_absent_key_leaves_its_reason",
+        ),
+    ),
+    Mutant(
+        name="second-removal-is-not-the-latest",
+        line="§7",
+        what="A key removed again keeps its old place in the record, and is forgotten too early.",
+        file="_removals.py",
+        old="reasons.move_to_end(key)",
+        new="pass",
+        found_by=("tests/test_store.py::test_a_removal_that_happens_again_is_the_latest",),
+    ),
+    Mutant(
+        name="record-forgets-too-early",
+        line="§7",
+        what="Fewer than the last 256 removals are remembered.",
+        file="_removals.py",
+        old="keep = min(max(LEAST, live), MOST)",
+        new="keep = min(max(LEAST // 2, live), MOST)",
+        found_by=(
+            "tests/test_store.py::test_the_last_256_removals_are_remembered_and_not_many_more",
+        ),
+    ),
+    Mutant(
+        name="large-keys-share-a-record",
+        line="§7",
+        what="All large keys share one removal record: each tells another's reason.",
+        file="_store.py",
+        old="key if _is_small(key) else digest(key)",
+        new="key if _is_small(key) else b''",
+        found_by=("tests/test_survivors.py::test_each_large_key_has_a_record_of_its_own",),
+    ),
+    # -- §8 locks
+    Mutant(
+        name="value-dies-under-the-lock",
+        line="§8",
+        what="A removed value dies under the lock, and its finaliser with it.",
+        file="_store.py",
+        old="        dropped.append(entry)\n",
+        new="",
+        found_by=("tests/test_threads.py::test_a_value_is_dropped_after_the_lock_is_released",),
+    ),
+    Mutant(
+        name="weigher-under-the-lock",
+        line="§8",
+        what="The user's weigher runs under the lock: a slow one stops every thread.",
+        file="_engine.py",
+        old="""\
+        weight = self.measure(key, value)
+
+        def action""",
+        new="""\
+        with self._lock:
+            weight = self.measure(key, value)
+
+        def action""",
+        found_by=(
+            "tests/test_survivors.py::test_while_the_users_code_runs_another_thread_gets_into_the_cache",
+        ),
+    ),
+    Mutant(
+        name="loaded-value-weighed-under-the-lock",
+        line="§8",
+        what="What a load returned is weighed under the lock.",
+        file="_loads.py",
+        old="weight = self.engine.measure(load.key, value)",
+        new="""\
+with self._lock:
+                    weight = self.engine.measure(load.key, value)""",
+        found_by=(
+            "tests/test_survivors.py::test_while_the_users_code_runs_another_thread_gets_into_the_cache",
+        ),
+    ),
+    Mutant(
+        name="def-loads-under-the-lock",
+        line="§8",
+        what="A plain `def` runs under the lock: nobody reads while it does.",
+        file="_loads.py",
+        old="""\
+        token = current_flight.set(flight)
+        try:
+            value = load.call()""",
+        new="""\
+        token = current_flight.set(flight)
+        try:
+            with self._lock:
+                value = load.call()""",
+        found_by=(
+            "tests/test_survivors.py::test_while_the_users_code_runs_another_thread_gets_into_the_cache",
+        ),
+    ),
+    Mutant(
+        name="clock-under-the-lock",
+        line="§8",
+        what="The user's clock runs under the lock.",
+        file="_loads.py",
+        old="        now = self.engine.clock()\n        space, key",
+        new="        with self._lock:\n            now = self.engine.clock()\n        space, key",
+        found_by=(
+            "tests/test_survivors.py::test_while_the_users_code_runs_another_thread_gets_into_the_cache",
+        ),
+    ),
+    Mutant(
+        name="finaliser-writes-in-the-middle",
+        line="§8",
+        what="A write from a finaliser runs in the middle of the write that it interrupted.",
+        file="_engine.py",
+        old="        if self.reentered:\n\n            def postponed",
+        new="        if False:\n\n            def postponed",
+        found_by=(
+            "tests/test_threads.py::test_a_write_of_a_finaliser_at_any_step_of_a_write_breaks_nothing",
+        ),
+    ),
+    # -- §9 keys
+    Mutant(
+        name="one-and-true-share-a-key",
+        line="§9",
+        what="True has the key of 1.",
+        file="_keys.py",
+        old="bool: lambda value, _: (bool, value),",
+        new="bool: lambda value, _: int(value),",
+        found_by=(
+            "tests/test_keys.py::test_values_that_differ_in_value_or_type_have_different_keys",
+        ),
+    ),
+    Mutant(
+        name="type-not-confirmed-by-a-hit",
+        line="§9",
+        what="f(True) gets the value of f(1): Python's dict holds them equal.",
+        file="_wrapper.py",
+        old='f"_asc_type({own[0]}) is _asc_entry.kind"',
+        new='"_asc_entry.kind is not None"',
+        found_by=("tests/test_decorator.py::test_values_of_other_types_are_other_calls",),
+    ),
+    Mutant(
+        name="types-of-several-not-confirmed",
+        line="§9",
+        what="f(True, 1) gets the value of f(1, 1).",
+        file="_wrapper.py",
+        old='f" and _asc_type({name}) is _asc_entry.kind[{place}]"',
+        new='""',
+        found_by=(
+            "equal_calls_are_one_and_different_ones_are_not",
+            "tests/test_decorator.py::test_values_of_other_types_are_other_calls",
+        ),
+    ),
+    Mutant(
+        name="order-of-a-dict-matters",
+        line="§9",
+        what="Equal dicts written in another order are other calls.",
+        file="_keys.py",
+        old="return (dict, _bag(zip(forms[::2], forms[1::2], strict=True)))",
+        new="return (dict, *zip(forms[::2], forms[1::2], strict=True))",
+        found_by=("tests/test_keys.py::test_equal_values_of_one_type_share_a_key",),
+    ),
+    Mutant(
+        name="repeated-members-count-once",
+        line="§9",
+        what="Members of a set that share a key count once: sets of other sizes share a key.",
+        file="_keys.py",
+        old="return bag if len(bag) == len(members) else frozenset(Counter(members).items())",
+        new="return bag",
+        found_by=("tests/test_keys.py::test_members_that_share_a_key_still_count",),
+    ),
+    Mutant(
+        name="two-arguments-are-one-tuple",
+        line="§9",
+        what="A call with two arguments has the key of a call with one tuple of them.",
+        file="_keys.py",
+        old="return (Call, *(canonical(",
+        new="return (tuple, *(canonical(",
+        found_by=(
+            "tests/test_keys.py::test_a_call_of_several_arguments_is_not_a_call_of_one_tuple",
+        ),
+    ),
+    Mutant(
+        name="nan-accepted",
+        line="§9",
+        what="NaN is a key that is never found again.",
+        file="_keys.py",
+        old="if value.is_nan() if isinstance(value, Decimal) else cmath.isnan(value):",
+        new="if False:",
+        found_by=("tests/test_keys.py::test_refused_values_name_the_parameter_and_the_type_alone",),
+    ),
+    Mutant(
+        name="raw-lists-accepted",
+        line="§9",
+        what="A list is accepted as a raw key.",
+        file="_keys.py",
+        old="        if self.raw:\n",
+        new="        if False:\n",
+        found_by=("tests/test_keys.py::test_raw_keys_are_hashable_at_every_depth",),
+    ),
+    Mutant(
+        name="foreign-metaclass-asked",
+        line="§9",
+        what="A metaclass's own equality decides which class a value has: classes share keys.",
+        file="_keys.py",
+        old="if meta is not type and not _compares_by_identity(meta):",
+        new="if False:",
+        found_by=(
+            "tests/test_keys.py::test_neither_hashing_nor_comparing_a_key_runs_user_code",
+            "tests/test_keys.py::test_refused_values_name_the_parameter_and_the_type_alone",
+        ),
+    ),
+    Mutant(
+        name="instants-in-two-zones-differ",
+        line="§9",
+        what="One instant, written in two zones, is two keys.",
+        file="_keys.py",
+        old="reading - timedelta.__floordiv__(offset, _MICROSECOND))",
+        new="reading)",
+        found_by=("tests/test_keys.py::test_equal_values_of_one_type_share_a_key",),
+    ),
+    Mutant(
+        name="refusal-keeps-a-plan",
+        line="§9",
+        what="A class that gains a __cache_key__ after it was refused is refused for ever.",
+        file="_keys.py",
+        old="        if plan is not None:\n            plans[cls] = plan",
+        new="        plan = plan or (lambda _value, _walk: (cls,))\n        plans[cls] = plan",
+        found_by=("tests/test_keys.py::test_a_class_that_gains_a_hook_is_accepted_from_then_on",),
+    ),
+    Mutant(
+        name="registration-does-not-plan-anew",
+        line="§9",
+        what="register_key_type() after the first use of a class changes nothing.",
+        file="_keys.py",
+        old="        _plans = WeakKeyDictionary()",
+        new="        pass",
+        found_by=(
+            "tests/test_keys.py::TestRegistration::test_the_nearest_rule_counts_and_the_last_registration",
+        ),
+    ),
+    Mutant(
+        name="encoding-without-lengths",
+        line="§9",
+        what="Encoded keys run into each other: ('a', 'bc') and ('ab', 'c') are one.",
+        file="_keys.py",
+        old='return b"%b%d:%b" % (tag, len(body), body)',
+        new='return b"%b:%b" % (tag, body)',
+        found_by=("tests/test_keys.py::test_encodings_are_pinned",),
+    ),
+    Mutant(
+        name="instance-known-by-its-address",
+        line="§9",
+        what="A new instance at the address of an old one gets the old one's values.",
+        file="_wrapper.py",
+        old="if _asc_space is not None and _asc_space.owner() is {first}:",
+        new="if _asc_space is not None:",
+        found_by=(
+            "tests/test_decorator.py::test_a_new_instance_at_the_address_of_an_old_one_finds_nothing",
+        ),
+    ),
+    Mutant(
+        name="namespace-known-by-its-address",
+        line="§9",
+        what="A new instance takes over the namespace of a dead one at its address.",
+        file="_function.py",
+        old="if space is not None and space.owner is not None and space.owner() is instance:",
+        new="if space is not None:",
+        found_by=(
+            "tests/test_decorator.py::test_a_new_instance_at_the_address_of_an_old_one_finds_nothing",
+            "tests/test_decorator.py::test_short_lived_instances_at_one_address_leave_no_entries",
+        ),
+    ),
+    Mutant(
+        name="method-holds-its-instance",
+        line="§9",
+        what="The cache keeps every instance alive whose method was called.",
+        file="_function.py",
+        old="space = Namespace(self.store, self.name, self.counters, owner)",
+        new="space = Namespace(self.store, self.name, self.counters, lambda: instance)",
+        found_by=(
+            "an_instance_takes_its_entries_along",
+            "tests/test_decorator.py::test_an_instance_is_held_weakly_and_takes_its_entries_along",
+        ),
+    ),
+    Mutant(
+        name="two-functions-with-one-prefix",
+        line="§9",
+        what="Two functions may have one prefix, and nobody is told.",
+        file="_functions.py",
+        old="if function.explicit and others:",
+        new="if False:",
+        found_by=("tests/test_decorator.py::test_two_live_functions_cannot_have_one_prefix",),
+    ),
+    Mutant(
+        name="reload-keeps-the-older-values",
+        line="§9",
+        what="A reloaded function leaves the entries of the older one where they are.",
+        file="_functions.py",
+        old="        return older",
+        new="        return []",
+        found_by=(
+            "a_newer_function_never_sees_what_the_older_one_loaded",
+            "tests/test_decorator.py::test_a_reloaded_function_replaces_the_older_one_and_clears_it",
+        ),
+    ),
+    # -- §12 counting
+    Mutant(
+        name="join-not-counted",
+        line="§12",
+        what="Who joins a load is no call.",
+        file="_loads.py",
+        old="space.counters.coalesced += not counted",
+        new="pass",
+        found_by=(
+            "callers_of_one_key_share_one_load",
+            "tests/test_cache.py::test_hits_misses_and_joins_are_all_calls",
+        ),
+    ),
+    Mutant(
+        name="caller-counted-twice",
+        line="§12",
+        what="Who waits out a clean-up and then loads counts as two misses.",
+        file="_loads.py",
+        old="""\
+            counted = True
+            if step is Step.CLEAN_UP:
+                timer""",
+        new="""\
+            if step is Step.CLEAN_UP:
+                timer""",
+        found_by=(
+            "nobody_joins_a_load_that_is_being_cancelled",
+            "tests/test_survivors.py::test_who_waits_out_a_clean_up_and_then_loads_is_one_call",
+        ),
+    ),
+    Mutant(
+        name="refresh-counted-as-a-call",
+        line="§12",
+        what="A refresh counts as a call of somebody.",
+        file="_loads.py",
+        old="counted = refresh",
+        new="counted = False",
+        found_by=(
+            "a_refresh_is_seen_by_every_read_after_it",
+            "tests/test_decorator.py::test_a_refresh_that_joins_a_load_is_no_call",
+        ),
+    ),
+    Mutant(
+        name="hit-of-many-not-counted",
+        line="§12",
+        what="Hits of get_many are not counted.",
+        file="_engine.py",
+        old="        space.counters.hits += 1\n        return entry",
+        new="        return entry",
+        found_by=(
+            "a_bulk_read_sees_hits_only_and_disturbs_no_load",
+            "tests/test_cache.py::test_get_many_answers_hits_in_first_seen_order_and_counts_each_key_once",
+        ),
+    ),
+    Mutant(
+        name="abandoned-load-counted-as-an-error",
+        line="§12",
+        what="A load that was cancelled because everybody left counts as a failed one.",
+        file="_loads.py",
+        old="            counters = load.space.counters\n",
+        new="""\
+            counters = load.space.counters
+            counters.load_errors += cancelled and flight.cancelling
+""",
+        found_by=(
+            "when_all_leave_the_load_is_cancelled",
+            "tests/test_survivors.py::test_a_load_that_everybody_left_is_neither_a_load_nor_an_error",
+        ),
+    ),
+    # -- §13 threads
+    Mutant(
+        name="answered-from-a-foreign-thread",
+        line="§13",
+        what="A waiter in another loop is answered without waking that loop: it sleeps on.",
+        file="_flights.py",
+        old="elif loop is here or loop is None:",
+        new="elif True:",
+        found_by=("tests/test_threads.py::test_two_loops_share_one_load",),
+    ),
+    Mutant(
+        name="cancelled-from-a-foreign-thread",
+        line="§13",
+        what="The last waiter, in another loop, cancels the load without waking its loop.",
+        file="_flights.py",
+        old="if loop is running_loop():",
+        new="if True:",
+        found_by=("tests/test_threads.py::test_the_last_waiter_may_leave_from_another_loop",),
+    ),
+    Mutant(
+        name="evicted-through-an-iterator",
+        line="§13",
+        what="The evictor takes two steps where a hit of another thread may come between.",
+        file="_eviction.py",
+        old="return self._order.popitem(last=False)[0]",
+        new="""\
+oldest = next(iter(self._order), None)
+            if oldest is not None:
+                del self._order[oldest]
+            return oldest""",
+        found_by=(
+            "tests/test_threads.py::test_a_hit_of_another_thread_at_any_step_of_a_write_breaks_nothing",
+        ),
+    ),
+    Mutant(
+        name="absent-while-it-is-replaced",
+        line="§13",
+        what="A peek between the two steps of another thread's write finds nothing.",
+        file="_engine.py",
+        old="""\
+        if entry is None:
+            with self._lock:
+                entry = self.peek(space, key, now)
+        return entry""",
+        new="        return entry",
+        found_by=("tests/test_threads.py::test_a_value_that_is_being_replaced_is_never_missing",),
+    ),
+    Mutant(
+        name="child-joins-its-parents-loads",
+        line="§13",
+        what="A forked child waits for loads that run in its parent.",
+        file="_flights.py",
+        old="""\
+        self._registry, self.running = {}, {}
+        self.overlapping = 0
+        return flights""",
+        new="        return flights",
+        found_by=("tests/test_fork.py::test_a_child_joins_no_load_of_its_parent",),
+    ),
+    Mutant(
+        name="child-counts-on",
+        line="§13",
+        what="A forked child reports the counts of its parent as its own.",
+        file="_engine.py",
+        old="            counters.forget()",
+        new="            pass",
+        found_by=("tests/test_fork.py::test_a_child_keeps_the_entries_and_counts_from_zero",),
+    ),
+    Mutant(
+        name="fork-waits-for-no-lock",
+        line="§13",
+        what="A fork in the middle of another thread's write leaves the child an empty cache.",
+        file="_fork.py",
+        old="lock if lock.acquire(timeout=PATIENCE) else None",
+        new="lock if lock.acquire(blocking=False) else None",
+        found_by=("tests/test_fork.py::test_a_fork_waits_for_a_write_of_another_thread",),
+    ),
+    Mutant(
+        name="torn-cache-kept",
+        line="§13",
+        what="A child whose fork could not wait goes on with a half-done write.",
+        file="_engine.py",
+        old="if torn or self.state is",
+        new="if self.state is",
+        found_by=(
+            "tests/test_fork.py::test_a_cache_whose_lock_cannot_be_had_starts_the_child_empty",
+        ),
+    ),
+    # -- §14 the end
+    Mutant(
+        name="close-answers-nobody",
+        line="§14",
+        what="aclose() cancels the loads and forgets those who wait for them.",
+        file="_closing.py",
+        old="                wake(each, outcome)",
+        new="                pass",
+        found_by=(
+            "closing_answers_everybody_and_ends_every_load",
+            "tests/test_lifecycle.py::test_closing_with_a_hundred_loads_answers_everybody_in_time",
+        ),
+    ),
+    Mutant(
+        name="load-admitted-after-the-end",
+        line="§14",
+        what="A call that comes in while the cache closes starts a load that nobody will end.",
+        file="_loads.py",
+        old="            self.engine.admit()\n",
+        new="",
+        found_by=(
+            "every_use_is_before_the_close_or_refused",
+            "tests/test_lifecycle.py::test_use_after_the_end_is_an_error_at_once",
+        ),
+    ),
+    Mutant(
+        name="set-admitted-after-the-end",
+        line="§14",
+        what="A set after aclose() stores into the closed cache.",
+        file="_engine.py",
+        old="            self.admit()\n            self._fence(space, key, doomed)",
+        new="            self._fence(space, key, doomed)",
+        found_by=(
+            "every_use_is_before_the_close_or_refused",
+            "tests/test_lifecycle.py::test_use_after_the_end_is_an_error_at_once",
+        ),
+    ),
+    Mutant(
+        name="load-lands-after-the-end",
+        line="§14",
+        what="aclose() leaves the running loads registered: they store into the closed cache.",
+        file="_closing.py",
+        old="            waiting = [self.flights.dismiss(flight) for flight in flights]",
+        new="            waiting = [dict(flight.waiters) for flight in flights]",
+        found_by=(
+            "a_cache_opened_again_is_empty_and_sees_no_load_of_before",
+            "tests/test_survivors.py::test_a_load_that_swallows_its_cancellation_stores_nothing_in_a_closed_cache",
+        ),
+    ),
+    Mutant(
+        name="drain-refuses-its-own-loads",
+        line="§14",
+        what="While the cache drains, the loads that it waits for may not use it, and fail.",
+        file="_engine.py",
+        old="return self.state is State.DRAINING and flight is not None and not flight.done",
+        new="return False",
+        found_by=(
+            "draining_gives_everybody_inside_the_value",
+            "tests/test_cancellation.py::test_draining_lets_loads_use_the_cache_to_their_end",
+        ),
+    ),
+    Mutant(
+        name="close-shuts-what-was-opened-again",
+        line="§14",
+        what="An aclose() that was draining closes a cache that somebody opened meanwhile.",
+        file="_closing.py",
+        old="""\
+            if self.engine.state is State.OPEN:
+                return []
+""",
+        new="",
+        found_by=(
+            "start_during_a_drain_keeps_the_cache_open",
+            "tests/test_survivors.py::test_a_cache_opened_while_it_drains_stays_open",
+        ),
+    ),
+    Mutant(
+        name="close-waits-for-its-own-load",
+        line="§14",
+        what="aclose() from inside a load waits for that load until its timeout.",
+        file="_closing.py",
+        old="if flight is not current",
+        new="if True",
+        found_by=(
+            "a_load_may_drain_its_cache",
+            "tests/test_lifecycle.py::test_closing_from_inside_a_load_does_not_wait_for_that_load",
+        ),
+    ),
+    Mutant(
+        name="closed-function-still-loads",
+        line="§14",
+        what="After cache_close() a function goes on loading.",
+        file="_functions.py",
+        old="""\
+        self._shut(function)
+        if wait:
+            await""",
+        new="""\
+        if wait:
+            await""",
+        found_by=(
+            "one_function_ends_and_its_callers_are_told",
+            "tests/test_decorator.py::test_the_attributes_of_functools_and_async_lru",
+        ),
+    ),
+    Mutant(
+        name="closed-function-loads-after-a-clean-up",
+        line="§14",
+        what="Who waited for a clean-up loads for a function that was closed meanwhile.",
+        file="_functions.py",
+        old="                space.closed = True\n",
+        new="                pass\n",
+        found_by=("a_call_held_up_by_a_clean_up_does_not_outlive_its_function",),
+    ),
+    Mutant(
+        name="second-close-does-not-wait",
+        line="§14",
+        what="A second aclose() does not wait for the sweeper that a cancelled first one stopped.",
+        file="_background.py",
+        old="                self._ending.append(self._task)\n",
+        new="                self._task.cancel()\n",
+        found_by=("a_second_close_ends_the_first_one_s_patience",),
+    ),
+)
