@@ -101,7 +101,7 @@ def test_a_failing_test_shows_its_assertion_and_its_schedule_once(run: Run) -> N
     )
     for machinery in ("_explore.py", "_loop.py", "plugin.py", "replay(", "asyncio/"):
         assert machinery not in text
-    assert len(result.outlines) < 70
+    assert len(result.outlines) < 100  # CI=true shows whole diffs
 
 
 def test_failures_of_a_task_group_show_its_tasks_and_no_machinery(run: Run) -> None:
