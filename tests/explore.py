@@ -42,8 +42,8 @@ def jobs(schedules: int, cancellations: int, histories: int, steps: int) -> Iter
         yield "model", (seed, min(100_000, steps - begin))
     victims = [(name, task) for name, each in SCENARIOS.items() for task in each.cancel]
     for name, task in victims:
-        # About three of four such schedules deliver their cancellation.
-        share = cancellations * 2 // len(victims) + 1
+        # About two of five such schedules deliver their cancellation.
+        share = cancellations * 3 // len(victims) + 1
         for seed, begin in enumerate(range(0, share, CHUNK)):
             yield "cancel", (name, task, seed, min(CHUNK, share - begin))
     share = schedules // len(SCENARIOS) + 1
