@@ -725,3 +725,47 @@ async def test_a_load_that_may_finish_or_is_cancelled_already_may_have_no_waiter
     cache.check()
     flights.running.clear()
     flights._registry.clear()
+
+
+# -- what a random change showed
+
+
+def test_while_a_clear_frees_in_slices_no_read_finds_anything(clock: VirtualClock) -> None:
+    """Clearing is one step; only the memory is given back bit by bit."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock, max_memory_bytes=None)
+        for key in range(5_000):
+            await cache.set(key, key)
+        clearing = asyncio.create_task(cache.clear())
+        await asyncio.sleep(0)
+        assert not clearing.done(), "there is more than one slice"
+        assert await cache.get_many(range(5_000)) == {}
+        assert [cache.peek(key) for key in (0, 2_500, 4_999)] == [MISSING] * 3
+        await clearing
+
+    run_virtual(main(), clock)
+
+
+def test_a_class_that_gains_a_cache_key_after_it_was_refused_is_accepted() -> None:
+    """A refusal is not remembered."""
+
+    class Late:
+        pass
+
+    with pytest.raises(TypeError):
+        canonical(Late(), "key", raw=True)
+    Late.__cache_key__ = lambda self: 7  # type: ignore[attr-defined]
+    assert canonical(Late(), "key", raw=True) == canonical(Late(), "key", raw=True)
+
+
+async def test_what_replaces_an_expired_value_removes_it_as_expired(clock: VirtualClock) -> None:
+    """Whether a sweep came first must not show in the counts."""
+    cache = AsyncSafeCache(clock=clock)
+    await cache.set("swept", 1, ttl=1)
+    await cache.set("kept", 1)
+    clock.advance(2)
+    await cache.set("swept", 2)
+    await cache.set("kept", 2)
+    removals = cache.stats().removals_by_cause
+    assert (removals["EXPIRED"], removals["REPLACED"]) == (1, 1)
