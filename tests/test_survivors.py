@@ -414,6 +414,22 @@ def test_what_had_expired_when_it_was_cleared_had_expired(clear: str, clock: Vir
     }
 
 
+def test_what_is_written_while_a_clear_frees_in_slices_stays(clock: VirtualClock) -> None:
+    cache = AsyncSafeCache(clock=clock)
+    for number in range(5_000):
+        at_once(cache.set(number, "old"))
+    clearing = cache.clear()
+    clearing.send(None)  # the first slice
+    assert len(cache) == 0
+    at_once(cache.set(4_999, "new"))
+    at_once(cache.set("other", "new"))
+    with pytest.raises(StopIteration):
+        while True:
+            clearing.send(None)
+    assert at_once(cache.get_many([1, 4_999, "other"])) == {4_999: "new", "other": "new"}
+    cache.check()
+
+
 def test_of_very_many_removals_the_last_65536_are_remembered(clock: VirtualClock) -> None:
     cache = AsyncSafeCache(max_memory_bytes=None, weigher=lambda _: 1, clock=clock)
     held = MOST + 1_000

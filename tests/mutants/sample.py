@@ -40,7 +40,7 @@ TESTS = {
         *("survivors", "flights", "load_errors", "recursion", "failures", "cancellation"),
         *("dead_loops", "lifecycle", "threads"),
     ),
-    "_store.py": ("survivors", "cache", "sweeper", "decorator", "store"),
+    "_store.py": ("survivors", "cache", "sweeper", "decorator", "bypass", "store"),
     "_keys.py": ("survivors", "keys"),
 }
 
