@@ -7,6 +7,7 @@ a table of what was run; exit status 1 if anything failed.
 
 import argparse
 import asyncio
+import logging
 import multiprocessing
 import os
 import sys
@@ -55,6 +56,7 @@ def jobs(schedules: int, cancellations: int, histories: int, steps: int) -> Iter
 def run(job: Job) -> Result:
     """Run one job in this process."""
     kind, what = job
+    logging.getLogger("async_safe_cache").setLevel(logging.ERROR)  # overlaps are subjects here
     counts: Counter[str] = Counter()
     try:
         if kind == "explore":
