@@ -182,16 +182,17 @@ def _decorate(
         is_async=is_async,
         method=function.is_method,
         fast=key is None,
+        timed=function.timed,
         names={
             "clock": cache._engine.clock,
             "store": cache._engine.store,
-            "counters": function.counters,
             "space": function.space,
             "instances": function.instances,
             "miss": _miss_async(cache, function) if is_async else _miss_here(cache, function),
         },
     )
     function.bind = compiled.bind
+    function.counters.fast_hits = compiled.hits
     function.invoke = partial(compiled.invoke, fn)
     if key is not None:
         function.key_function = partial(compiled.invoke, key)

@@ -253,10 +253,10 @@ class Engine:
         entry = self.peek(space, key, now)
         if entry is not None:
             try:
-                self.store.order.touch(entry)
+                self.store.touch(entry)
             except KeyError:
                 pass  # removed by another thread a moment ago: it was there when we looked
-            space.counters.hits += 1
+            space.counters.other_hits += 1
             return entry
         with self._lock:
             return self._read_locked(space, key, now)
@@ -271,7 +271,7 @@ class Engine:
             space.counters.misses += 1
             self.misses_by_reason[MissReason.ABSENT] += 1
             return MissReason.ABSENT
-        space.counters.hits += 1
+        space.counters.other_hits += 1
         return entry
 
     def read_many(

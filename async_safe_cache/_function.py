@@ -83,9 +83,9 @@ class CachedFunction:
         self.key_function: Callable[[tuple[Any, ...]], object] | None = None
         self.options = options
         self.counters = Counters()
-        self.space = Namespace(store, name, self.counters)
-        self.instances: dict[int, Namespace] = {}
         self.closed = False
+        self.space = self.new_space()
+        self.instances: dict[int, Namespace] = {}
         self.forgotten = (0, 0)
         # A collected instance is cleaned up by the next write, outside the callback.
         self.collected = partial(_collected, self.instances, later, drop)
@@ -105,6 +105,18 @@ class CachedFunction:
         """Let `info` count from 0 again; the cache's own counters go on."""
         self.forgotten = (0, 0)
         self.forgotten = self.info()
+
+    @property
+    def timed(self) -> bool:
+        """Whether its entries have a deadline unless somebody else gives them one."""
+        return self.options.ttl is not None
+
+    def new_space(self, owner: "ref[object] | None" = None) -> Namespace:
+        """Return an empty namespace of this function."""
+        space = Namespace(self.store, self.name, self.counters, owner)
+        space.closed = self.closed
+        space.timed = self.timed
+        return space
 
     def space_of(self, instance: object) -> Namespace:
         """Return the namespace of *instance*, a new one if it has none."""
@@ -126,8 +138,7 @@ class CachedFunction:
                 if space is not None:
                     # Its owner is gone, and its clean-up would look for it in vain.
                     self.orphaned(space)
-                space = Namespace(self.store, self.name, self.counters, owner)
-                space.closed = self.closed
+                space = self.new_space(owner)
                 self.instances[id(instance)] = space
         return space
 

@@ -200,7 +200,7 @@ class Loads:
             if not refresh:
                 entry = self.store.find(space, key, now)
                 if entry is not None:
-                    space.counters.hits += not counted
+                    space.counters.other_hits += not counted
                     return Step.HIT, entry, now
             flight = self.flights.get((space, key))
             if flight is None:

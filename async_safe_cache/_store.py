@@ -21,6 +21,7 @@ import threading
 from collections import Counter
 from collections.abc import Collection
 from math import inf
+from types import CellType
 from typing import ClassVar, Final, cast, final
 from weakref import ref
 
@@ -41,6 +42,8 @@ PER_WRITE: Final = 4
 
 SMALL_KEY: Final = 48
 
+_COUNTED: Final = ("coalesced", "load_errors", "loads", "misses")
+
 _REASON_OF: Final = {
     RemovalCause.EXPIRED: MissReason.EXPIRED,
     RemovalCause.EVICTED: MissReason.EVICTED,
@@ -54,28 +57,41 @@ _REASON_OF: Final = {
 class Counters:
     """What is counted per function.
 
-    `hits` grows without the lock: `x.hits += 1` on a slot is one step under the
-    GIL, because CPython changes threads at calls and backward jumps only. The
-    others grow under the store's lock.
+    Hits grow without the lock: `x += 1` on a slot or a closure's cell is one step
+    under the GIL, because CPython changes threads at calls and backward jumps
+    only. The others grow under the store's lock.
+
+    Attributes:
+        fast_hits: The cell in which the compiled wrapper counts its own hits.
+        other_hits: All other hits.
     """
 
-    __slots__ = ("coalesced", "hits", "load_errors", "loads", "misses")
+    __slots__ = (*_COUNTED, "fast_hits", "other_hits")
 
     def __init__(self) -> None:
-        self.hits = 0
+        self.fast_hits = CellType(0)
+        self.other_hits = 0
         self.misses = 0
         self.coalesced = 0
         self.loads = 0
         self.load_errors = 0
 
+    @property
+    def hits(self) -> int:
+        """All hits."""
+        fast: int = self.fast_hits.cell_contents
+        return self.other_hits + fast
+
     def forget(self) -> None:
         """Count from 0 again."""
-        for name in self.__slots__:
+        self.other_hits -= self.hits
+        for name in _COUNTED:
             setattr(self, name, 0)
 
     def add(self, other: "Counters") -> None:
         """Add the counts of *other*."""
-        for name in self.__slots__:
+        self.other_hits += other.hits
+        for name in _COUNTED:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
@@ -85,9 +101,11 @@ class Namespace:
 
     Attributes:
         closed: Its function was closed: no load of it may begin.
+        timed: Whether its fast lookup looks at deadlines. Where it does not, an
+            entry with a deadline has no kind, so that no fast lookup finds it.
     """
 
-    __slots__ = ("__weakref__", "closed", "counters", "data", "name", "owner", "store")
+    __slots__ = ("__weakref__", "closed", "counters", "data", "name", "owner", "store", "timed")
 
     def __init__(
         self, store: "Store", name: str, counters: Counters, owner: "ref[object] | None" = None
@@ -97,12 +115,13 @@ class Namespace:
         self.counters = counters
         self.owner = owner
         self.closed = False
+        self.timed = True
         self.data: dict[DataKey, Entry] = {}  # bounded by the store
 
 
 @final
 class Entry:
-    """One stored value. Only `deadline` changes after it was published."""
+    """One stored value. Only `deadline` and `kind` change after it was published."""
 
     __slots__ = ("born", "deadline", "generation", "key", "kind", "space", "value", "weight")
 
@@ -165,6 +184,7 @@ class Store:
         self.max_entries: float = inf if max_entries is None else max_entries
         self.max_bytes: float = inf if max_bytes is None else max_bytes
         self.order: LeastRecentlyUsed[Entry] = LeastRecentlyUsed()
+        self.touch = self.order.touch  # what a hit does, one attribute away
         self.bytes = 0
         self.generation = 0
         self.rejected = 0
@@ -187,7 +207,7 @@ class Store:
         entry = space.data.get(key)
         if entry is None or entry.deadline <= now:
             return None
-        self.order.touch(entry)
+        self.touch(entry)
         return entry
 
     def holds(self, space: Namespace, key: DataKey, now: float) -> bool:
@@ -243,6 +263,8 @@ class Store:
         self.free(now, PER_WRITE, dropped)
         self._make_room(weight, now, dropped)
         deadline = inf if ttl is None else now + ttl
+        if deadline != inf and not space.timed:
+            kind = None
         self._link(Entry(space, key, kind, value, weight, now, deadline, self.generation))
         return True
 
@@ -287,9 +309,11 @@ class Store:
         self.generation += 1
         self._expiry.discard(entry)
         entry.deadline = inf if ttl is None else now + ttl
+        if not entry.space.timed:
+            entry.kind = None  # for good: the fast lookup would not see the deadline
         if ttl is not None:
             self._expiry.add(entry)
-        self.order.touch(entry)
+        self.touch(entry)
 
     def free(self, now: float, limit: int, dropped: list[object]) -> int:
         """Remove up to *limit* entries that are due; return how many."""
@@ -326,6 +350,7 @@ class Store:
             space.data = {}
         self._occupied = {}
         self.order = LeastRecentlyUsed()
+        self.touch = self.order.touch
         self._expiry = ExpiryIndex()
         self.removals[RemovalCause.EXPIRED] += due
         self.removals[RemovalCause.CLEARED] += held - due

@@ -21,7 +21,7 @@ from async_safe_cache import (
     race_safe_cached,
 )
 
-from .virtual import VirtualClock, at_once
+from .virtual import VirtualClock, at_once, run_virtual
 
 
 async def test_equal_calls_share_one_load_however_they_are_written() -> None:
@@ -489,6 +489,45 @@ def test_a_hit_of_a_decorated_function_ends_with_its_ttl(clock: VirtualClock) ->
     clock.now = 1030.0
     assert f(1) == 2
     assert g(1, 2) == 2
+
+
+@pytest.mark.parametrize("own_ttl", [None, 3600])
+def test_a_deadline_that_somebody_else_gave_ends_a_hit_too(
+    clock: VirtualClock, own_ttl: float | None
+) -> None:
+    """The template of a function without a ttl does not look at deadlines.
+
+    So an entry of it that has one all the same must not be found by it.
+    """
+    cache = AsyncSafeCache(clock=clock)
+    loads = 0
+
+    @race_safe_cached(cache, ttl=own_ttl)
+    async def f(x: int, y: int = 0) -> int:
+        nonlocal loads
+        loads += 1
+        return loads
+
+    assert ("_asc_clock" in f.cache_source) == (own_ttl is not None)
+
+    async def main() -> None:
+        key = cache.key_for(f, 1)
+        await cache.set(key, "given", ttl=5)
+        assert (await f(1), loads) == ("given", 0)
+        clock.advance(4.999)
+        assert (await f(1), loads) == ("given", 0)
+        clock.advance(0.001)
+        assert (await f(1), loads) == (1, 1)
+        assert await cache.touch(key, 5)
+        assert (await f(1), loads) == (1, 1)
+        clock.advance(5)
+        assert (await f(1), loads) == (2, 2)
+        assert await cache.touch(key, None)
+        clock.advance(1e9)
+        assert (await f(1), loads) == (2, 2)
+        assert cache.stats().hits == 4
+
+    run_virtual(main(), clock)
 
 
 async def test_a_new_instance_at_the_address_of_an_old_one_finds_nothing() -> None:
