@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
-from functools import partial
 from types import TracebackType
 from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, cast, final, overload
 
@@ -18,7 +17,7 @@ from ._functions import Functions
 from ._health import report
 from ._keys import PLAIN, DataKey, Key, _registering, canonical
 from ._loader import LoadContext, call_of
-from ._loads import Load, Loads
+from ._loads import Loads
 from ._protocols import Clock, Weigher
 from ._store import Counters, Entry, Namespace, Store
 from .errors import CacheClosedError
@@ -325,7 +324,8 @@ class AsyncSafeCache:
             negative=negative,
         )
         space, data, kind = self._place(key)
-        return await self._load(Load(space, data, kind, call, options))
+        self._sweeper.revive()
+        return await self._loads.load(space, data, kind, call, (), options)
 
     # -- writing
 
@@ -435,8 +435,17 @@ class AsyncSafeCache:
         function, values = self._bound(fn, args, kwargs)
         if function.closed:
             raise CacheClosedError(function.name)
-        return await self._load(
-            self._load_of(function, values), refresh=True, in_thread=not function.is_async
+        space, data, kind = function.address(values)
+        self._sweeper.revive()
+        return await self._loads.load(
+            space,
+            data,
+            kind,
+            function.invoke,
+            (values,),
+            function.options,
+            refresh=True,
+            in_thread=not function.is_async,
         )
 
     def key_for(self, fn: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> Key:
@@ -594,10 +603,6 @@ class AsyncSafeCache:
         data = canonical(key, "key", raw=True)
         return self._raw, data, cls if cls in _PLAIN else None
 
-    async def _load(self, load: Load, *, refresh: bool = False, in_thread: bool = False) -> Any:
-        self._revive()
-        return await self._loads.load(load, refresh=refresh, in_thread=in_thread)
-
     def _revive(self) -> None:
         """Start the sweeper again if its loop died."""
         self._sweeper.revive()
@@ -611,10 +616,6 @@ class AsyncSafeCache:
                 if wrapper is not None:
                     function_of(wrapper)[0].forgotten = (0, 0)
         return [*flights, *self._sweeper.leave_behind()]
-
-    def _load_of(self, function: CachedFunction, values: tuple[Any, ...]) -> Load:
-        space, data, kind = function.address(values)
-        return Load(space, data, kind, partial(function.invoke, values), function.options)
 
     def _remove(self, keys: tuple[object, ...], cause: RemovalCause) -> int:
         self._engine.admit()

@@ -17,7 +17,6 @@ from ._function import ATTRIBUTE, CachedFunction
 from ._keys import Key
 from ._registry import default_cache
 from ._wrapper import Compiled, compile_wrapper, parameters
-from .errors import CacheClosedError
 from .options import UNSET, NegativeTtl, Ttl, Unset
 from .outcomes import RemovalCause
 
@@ -211,29 +210,39 @@ def _is_method(fn: Any, names: tuple[str, ...]) -> bool:
 
 
 def _miss_async(cache: AsyncSafeCache, function: CachedFunction) -> Callable[..., Any]:
-    engine = cache._engine
+    load, revive, address = cache._loads.load, cache._sweeper.revive, function.address
+    options = function.options
 
-    async def miss(values: tuple[Any, ...]) -> Any:
-        if function.closed or not engine.admits:
-            if function.options.after_close == "call":
-                return await function.invoke(values)
-            raise CacheClosedError(function.name if function.closed else cache.name)
-        return await cache._load(cache._load_of(function, values))
+    def miss(values: tuple[Any, ...]) -> Any:
+        space, key, kind = address(values)
+        revive()
+        return load(space, key, kind, function.invoke, (values,), options)
 
-    return miss
+    return miss if options.after_close == "error" else _unless_closed(cache, function, miss)
 
 
 def _miss_here(cache: AsyncSafeCache, function: CachedFunction) -> Callable[..., Any]:
-    engine = cache._engine
+    load_here, address = cache._loads.load_here, function.address
+    options = function.options
 
     def miss(values: tuple[Any, ...]) -> Any:
-        if function.closed or not engine.admits:
-            if function.options.after_close == "call":
-                return function.invoke(values)
-            raise CacheClosedError(function.name if function.closed else cache.name)
-        return cache._loads.load_here(cache._load_of(function, values))
+        space, key, kind = address(values)
+        return load_here(space, key, kind, function.invoke, (values,), options)
 
-    return miss
+    return miss if options.after_close == "error" else _unless_closed(cache, function, miss)
+
+
+def _unless_closed(
+    cache: AsyncSafeCache, function: CachedFunction, miss: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Let a function call the original once it, or its cache, is closed."""
+
+    def call(values: tuple[Any, ...]) -> Any:
+        if function.closed or not cache._engine.admits:
+            return function.invoke(values)
+        return miss(values)
+
+    return call
 
 
 def _add_attributes(

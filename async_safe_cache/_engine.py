@@ -52,6 +52,9 @@ class State(Enum):
 def one_shot(value: object) -> bool:
     """Tell whether *value* can be used only once, so that a second caller would get nothing."""
     kind = type(value)
+    # By identity, not `in`: that would hash a class, which its metaclass may forbid.
+    if kind is dict or kind is str or kind is bytes or kind is list or kind is tuple:
+        return False
     return (
         hasattr(kind, "__await__")
         or (hasattr(kind, "__next__") and _is_its_own(iter, value))
@@ -67,15 +70,16 @@ def _is_its_own(iterator_of: Callable[[Any], object], value: object) -> bool:
         return False
 
 
-def check_value(name: str, value: object) -> None:
-    """Raise TypeError for an awaitable, a generator or an iterator."""
+def check_value(source: str, name: str, value: object) -> None:
+    """Raise TypeError for an awaitable, a generator or an iterator; *source* of *name* gave it."""
     if not one_shot(value):
         return
     if iscoroutine(value):
         value.close()
     raise TypeError(
-        f"{name} gave a value of type {type(value).__name__}, which can be used only once: "
-        "a second caller would find it used up; await it, or make a list of it, before it is cached"
+        f"{source} of {name!r} gave a value of type {type(value).__name__}, which can be used only "
+        "once: a second caller would find it used up; await it, or make a list of it, before it is "
+        "cached"
     )
 
 
@@ -289,7 +293,7 @@ class Engine:
         self, space: Namespace, key: DataKey, kind: object, value: object, ttl: float | None
     ) -> None:
         """Store *value* and fence the load of its key."""
-        check_value(f"set() of {self.name!r}", value)
+        check_value("set()", self.name, value)
         weight = self.measure(key, value)
 
         def action(now: float, dropped: list[object], doomed: list[Flight]) -> int:
@@ -408,7 +412,7 @@ class Engine:
         self.misses_by_reason = dict.fromkeys(MissReason, 0)
         self.estimated = 0
         self.store.forget_counts()
-        self.recent = Recent(self.recent._last)
+        self.recent = Recent(self.recent.last)
         return flights
 
     def check(self) -> None:

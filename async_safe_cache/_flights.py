@@ -130,57 +130,59 @@ class ThreadWaiter:
 
 Waiter = asyncio.Future[Outcome | None] | ThreadWaiter
 
+_NOBODY: Final[dict[Any, Any]] = {}  # stands for an empty dict of a flight; nothing gets in
+
 
 @final
 class Flight:
     """One running load.
 
+    What few flights need is a default of the class: a flight is made for every miss.
+
     Attributes:
         key: What it is registered under.
         name: Of the function or cache, for messages.
+        loop: Where its task runs; None for a load in a thread.
+        load: What is to be loaded and how, for whoever opened it.
         keep: Whether it goes on when its last waiter leaves.
+        depth: Loads that started each other down to this one.
         waiters: Who waits for the outcome, and in which loop. Bounded by the callers.
         watchers: Who waits for the clean-up. Bounded by the callers.
         waits_on: Flights that this load waits for itself, by waiter.
         fenced: An invalidation came; the result must not be stored.
         cancelling: It is being cancelled; nobody may join.
+        outcome: What it ended with, while those who wait are yet to be told.
         done: It answered, or was given up.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "cancelling",
-        "done",
-        "fenced",
-        "keep",
-        "key",
-        "loop",
-        "name",
-        "task",
-        "thread",
-        "waiters",
-        "waits_on",
-        "watchers",
-    )
+    task: "asyncio.Task[None] | None" = None
+    thread: int | None = None
+    load: Any = None
+    depth = 0
+    keep = False
+    fenced = False
+    cancelling = False
+    done = False
+    outcome: "Outcome | None" = None
+    watchers: "dict[Waiter, Loop | None]" = _NOBODY
+    waits_on: "dict[Waiter, Flight]" = _NOBODY
 
-    def __init__(self, key: Place, name: str, loop: Loop | None, *, keep: bool) -> None:
+    def __init__(self, key: Place, name: str, loop: Loop | None) -> None:
         self.key = key
         self.name = name
         self.loop = loop
-        self.keep = keep
-        self.task: asyncio.Task[None] | None = None
-        self.thread: int | None = None
         self.waiters: dict[Waiter, Loop | None] = {}
-        self.watchers: dict[Waiter, Loop | None] = {}
-        self.waits_on: dict[Waiter, Flight] = {}
-        self.fenced = False
-        self.cancelling = False
-        self.done = False
 
     def __repr__(self) -> str:
         states = ("done", "cancelling", "fenced")
         state = next((state for state in states if getattr(self, state)), "running")
         return f"<Flight of {self.name}, {state}, {len(self.waiters)} waiters>"
+
+    def wait_for(self, flight: "Flight", waiter: Waiter) -> None:
+        """Locked. Note that this load waits for *flight*, until `waits_on` forgets *waiter*."""
+        if self.waits_on is _NOBODY:
+            self.waits_on = {}
+        self.waits_on[waiter] = flight
 
     def cancel(self) -> None:
         """Ask the load's task to end; from any thread, outside the lock."""
@@ -212,24 +214,30 @@ class Flights:
     def get(self, key: Place) -> Flight | None:
         """Locked. Return the flight registered for *key*, which may be cancelling."""
         flight = self._registry.get(key)
-        if flight is not None and flight.loop is not None and flight.loop.is_closed():
+        if flight is None:
+            return None
+        if flight.loop is not None and flight.loop.is_closed():
             # Its loop died without ending its tasks: whoever waits loads for himself.
             wake(self.bury(flight.loop)[0], None)
             return None
         return flight
 
-    def open(
-        self, key: Place, name: str, loop: Loop | None, *, keep: bool, alone: bool = False
-    ) -> Flight:
+    def open(self, key: Place, name: str, loop: Loop | None) -> Flight:
         """Locked. Register a new flight; none may be registered for *key*.
 
-        One that is *alone* is not registered: nobody joins it, and it stores
-        nothing, as if it had been fenced at once.
+        Until it has a task or a thread, nobody cancels it.
         """
-        flight = Flight(key, name, loop, keep=keep)
-        flight.fenced = alone
-        if not alone:
-            self._registry[key] = flight
+        self._registry[key] = flight = Flight(key, name, loop)
+        self.running[flight] = None
+        return flight
+
+    def open_alone(self, key: Place, name: str, loop: Loop | None) -> Flight:
+        """Locked. Return a new flight that is not registered.
+
+        Nobody joins it, and it stores nothing, as if it had been fenced at once.
+        """
+        flight = Flight(key, name, loop)
+        flight.fenced = True
         self.running[flight] = None
         return flight
 
@@ -239,6 +247,8 @@ class Flights:
 
     def watch(self, flight: Flight, waiter: Waiter, loop: Loop | None) -> None:
         """Locked. Add *waiter* to those who wait until *flight* is out of the way."""
+        if flight.watchers is _NOBODY:
+            flight.watchers = {}
         flight.watchers[waiter] = loop
 
     def leave(self, flight: Flight, waiter: Waiter) -> Flight | None:
@@ -276,16 +286,19 @@ class Flights:
         """Locked. Tell whether the result of *flight* may be stored."""
         return self._registry.get(flight.key) is flight and not flight.cancelling
 
+    def in_first_step(self, flight: Flight) -> bool:
+        """Locked. Tell whether the task of *flight* is just being made, and has begun at once."""
+        return flight.task is None and flight.loop is not None
+
     def end(self, flight: Flight) -> dict[Waiter, Loop | None]:
         """Locked. Take *flight* out for good; return everybody to be woken."""
         if self._registry.get(flight.key) is flight:
             del self._registry[flight.key]
         self.running.pop(flight, None)
         flight.done = True
+        flight.load = flight.outcome = None  # whoever inherited the flight holds no arguments
         flight.task = None  # its context holds the flight: a cycle that only the collector ends
-        waiting = flight.waiters | flight.watchers
-        flight.waiters, flight.watchers = {}, {}
-        return waiting
+        return self._everybody(flight)
 
     def give_up(self, flight: Flight) -> dict[Waiter, Loop | None]:
         """Locked. Let others load beside *flight*, whose clean-up takes too long.
@@ -296,7 +309,7 @@ class Flights:
             return {}
         del self._registry[flight.key]
         self.overlapping += 1
-        watchers, flight.watchers = flight.watchers, {}
+        watchers, flight.watchers = flight.watchers, _NOBODY
         return watchers
 
     def dismiss(self, flight: Flight) -> dict[Waiter, Loop | None]:
@@ -307,8 +320,15 @@ class Flights:
         if self._registry.get(flight.key) is flight:
             del self._registry[flight.key]
         flight.cancelling = True
-        waiting = flight.waiters | flight.watchers
-        flight.waiters, flight.watchers = {}, {}
+        return self._everybody(flight)
+
+    @staticmethod
+    def _everybody(flight: Flight) -> dict[Waiter, Loop | None]:
+        """Locked. Take out and return who waits for *flight*, in whatever way."""
+        waiting = flight.waiters
+        if flight.watchers:
+            waiting |= flight.watchers
+        flight.waiters, flight.watchers = {}, _NOBODY
         return waiting
 
     def bury(self, loop: Loop) -> tuple[dict[Waiter, Loop | None], list[asyncio.Task[None]]]:
@@ -375,6 +395,8 @@ class Flights:
             sound = flight.key == key and not flight.done and not flight.fenced
             if not sound or flight not in self.running:
                 raise AssertionError(f"broken invariant of the flights: {flight} is registered")
+        if _NOBODY:
+            raise AssertionError("broken invariant of the flights: somebody is nobody")
         for flight in self.running:
             abandoned = not (flight.waiters or flight.cancelling or flight.keep)
             if flight.done or (abandoned and flight.task is not None):
@@ -391,25 +413,29 @@ def running_loop() -> Loop | None:
 
 def _resolve(waiters: Iterable["asyncio.Future[Outcome | None]"], outcome: Outcome | None) -> None:
     for waiter in waiters:
-        if not waiter.done():  # else: its caller was cancelled a moment ago
+        if not waiter.done():
             waiter.set_result(outcome)
 
 
-def wake(waiting: dict[Waiter, Loop | None], outcome: Outcome | None) -> None:
-    """Hand *outcome* to every waiter, in its own loop or thread; outside the lock."""
+def wake(
+    waiting: dict[Waiter, Loop | None], outcome: Outcome | None, here: Loop | None = None
+) -> None:
+    """Hand *outcome* to every waiter, in its own loop or thread; outside the lock.
+
+    *here* is the running loop, where it is known.
+    """
     if not waiting:
         return
-    here = running_loop()
-    near: list[asyncio.Future[Outcome | None]] = []
+    here = here or running_loop()
     far: dict[Loop, list[asyncio.Future[Outcome | None]]] = {}
     for waiter, loop in waiting.items():
-        if isinstance(waiter, ThreadWaiter):
+        if type(waiter) is ThreadWaiter:
             waiter.set(outcome)
         elif loop is here or loop is None:
-            near.append(waiter)
+            if not waiter.done():  # else: its caller was cancelled a moment ago
+                waiter.set_result(outcome)
         else:
             far.setdefault(loop, []).append(waiter)
-    _resolve(near, outcome)
     for loop, waiters in far.items():
         try:
             loop.call_soon_threadsafe(_resolve, waiters, outcome)

@@ -21,7 +21,7 @@ SLICE: Final = 10.0
 WINDOW: Final = 300.0
 MINUTE: Final = 60.0
 FIRST_CALLS: Final = 1_000
-PER_OCTAVE: Final = 8  # histogram steps of 2 ** (1/8): 9 % wide
+PER_OCTAVE: Final = 8  # histogram steps, of equal width: each 6 to 12 % of what it holds
 
 
 @final
@@ -41,21 +41,22 @@ class Recent:
     def __init__(self, now: float) -> None:
         count = int(WINDOW / SLICE) + 1
         self._slices: deque[_Slice] = deque([_Slice(now, CacheStats())], maxlen=count)
-        self._next = now + SLICE
-        self._last = now
+        self.next = now + SLICE
+        self.last = now
 
     def roll(self, now: float, snapshot: Callable[[], CacheStats]) -> None:
         """Note an event, before it is counted; begin a new slice when the last one is over."""
-        if now >= self._next:
+        if now >= self.next:
             # What was counted until now happened at the last event at the latest.
-            self._slices.append(_Slice(self._last, snapshot()))
-            self._next = now + SLICE
-        self._last = now
+            self._slices.append(_Slice(self.last, snapshot()))
+            self.next = now + SLICE
+        self.last = now
 
     def waited(self, seconds: float) -> None:
         """Count one caller that waited *seconds*."""
-        step = math.ceil(PER_OCTAVE * math.log2(seconds)) if seconds > 0 else None
-        if step is not None:
+        if seconds > 0:
+            mantissa, exponent = math.frexp(seconds)  # mantissa from 1/2 to 1
+            step = PER_OCTAVE * exponent + int(2 * PER_OCTAVE * mantissa)
             self._slices[-1].waits[step] += 1
 
     def since(self, now: float, window: float) -> tuple[float, CacheStats]:
@@ -83,7 +84,9 @@ class Recent:
         for step in sorted(waits, reverse=True):
             above -= waits[step]
             if above < 0:
-                return round(2 ** (step / PER_OCTAVE) * 1000, 4)
+                exponent, part = divmod(step - PER_OCTAVE, PER_OCTAVE)
+                upto = math.ldexp((PER_OCTAVE + part + 1) / (2 * PER_OCTAVE), exponent)
+                return round(upto * 1000, 4)
         return 0.0
 
 

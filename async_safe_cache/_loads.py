@@ -17,9 +17,10 @@ from collections.abc import Callable
 from contextvars import copy_context
 from enum import Enum, auto
 from inspect import isawaitable
-from typing import Any, Final, Literal, final
+from types import CoroutineType
+from typing import Any, Final, final
 
-from ._engine import Engine, check_value
+from ._engine import Engine, State
 from ._flights import (
     Failure,
     Flight,
@@ -34,48 +35,39 @@ from ._flights import (
     wake,
 )
 from ._keys import DataKey
-from ._store import ENTRY_OVERHEAD, Entry, Namespace
-from ._weight import weigh_key
-from .errors import CacheClosedError, LoadCancelledError, RecursiveLoadError
-from .options import UNSET, CacheOptions, Unset
+from ._landing import Landing, Load, trimmed
+from ._store import Entry, Namespace
+from ._tasks import start
+from .errors import CacheClosedError, RecursiveLoadError
+from .options import CacheOptions
 from .outcomes import MissReason
 
-__all__ = ["Load", "Loads"]
+__all__ = ["Loads"]
 
 _log = logging.getLogger("async_safe_cache")
 
-FAILURE_WEIGHT: Final = 1024
-"""Bytes accounted for a remembered exception, whose own are unknown."""
+NESTED: Final = 32
+"""Loads that begin inside each other's first step, at most: each takes a part of the stack."""
+
+_Future: Final[Any] = asyncio.Future
+_Coroutine: Final[Any] = CoroutineType
 
 
 class Step(Enum):
-    """What `enter` decided for one caller."""
+    """What `enter` decided for one caller, if it is no hit."""
 
-    HIT = auto()
     JOIN = auto()
     LEAD = auto()
     CLEAN_UP = auto()
 
 
-@final
-class Load:
-    """What is to be loaded: an address in the store, the call, its options."""
+Turn = tuple[Step, Flight, float, Any]
+"""What to do, with which flight, when it began, and the waiter of this caller."""
 
-    __slots__ = ("call", "key", "kind", "options", "space")
-
-    def __init__(
-        self,
-        space: Namespace,
-        key: DataKey,
-        kind: object,
-        call: Callable[[], Any],
-        options: CacheOptions,
-    ) -> None:
-        self.space = space
-        self.key = key
-        self.kind = kind
-        self.call = call
-        self.options = options
+# Looked up once: an Enum's members cost a call each before 3.12.
+_JOIN: Final = Step.JOIN
+_LEAD: Final = Step.LEAD
+_CLEAN_UP: Final = Step.CLEAN_UP
 
 
 @final
@@ -86,151 +78,211 @@ class Loads:
         self.engine = engine
         self.flights = engine.flights
         self.store = engine.store
+        self.landing = Landing(engine)
         self._lock = engine.store.lock
 
-    async def load(self, load: Load, *, refresh: bool = False, in_thread: bool = False) -> Any:
-        """Return the value of *load*, by a hit, by joining its flight, or by a new one.
+    async def load(
+        self,
+        space: Namespace,
+        key: DataKey,
+        kind: object,
+        call: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        options: CacheOptions,
+        *,
+        refresh: bool = False,
+        in_thread: bool = False,
+    ) -> Any:
+        """Return the value at *key*, by a hit, by joining its flight, or by a new one.
 
         With *refresh* a fresh value is no hit, and nothing is counted as a call.
         """
         loop = asyncio.get_running_loop()
+        current = current_flight.get()
+        owner = None if in_thread else loop
         counted = refresh
         while True:
-            waiter: asyncio.Future[Outcome | None] = loop.create_future()
-            step, what, begun = self._enter(load, waiter, loop, refresh, counted, in_thread)
-            if isinstance(what, Entry):
-                result: object = what.value
-                del what
+            turn = self._enter(space, key, options, current, loop, owner, refresh, counted)
+            if type(turn) is Entry:
+                result = turn.value
+                del turn
                 try:
                     return opened(result)
                 finally:
                     del result
+            step, flight, begun, waiter = turn
             counted = True
-            if step is Step.CLEAN_UP:
-                timer = loop.call_later(load.options.cancel_grace, release, waiter)
-                try:
-                    await self._wait(what, waiter, loop)
-                finally:
+            timer = None
+            try:
+                if step is _LEAD:
+                    flight.load = kind, call, arguments, options
+                    if in_thread:
+                        self._start_thread(flight)
+                    else:
+                        self._start_task(flight, loop)
+                elif step is _CLEAN_UP:
+                    timer = loop.call_later(options.cancel_grace, release, waiter)
+                if waiter.done():
+                    pass  # the load needed no await, or somebody ended it in this moment
+                elif flight.loop is loop:
+                    await waiter
+                else:
+                    with self.engine.guards.guarding(flight, loop):
+                        await waiter
+            except GeneratorExit:
+                # The collector closes a coroutine whose loop died: no place to take a lock.
+                self._forget_later(current, flight, waiter)
+                raise
+            except BaseException:
+                self._forget(current, flight, waiter)
+                raise
+            finally:
+                if timer is not None:
                     timer.cancel()
-                self._overtake(what, load.options.cancel_grace)
+            if current is not None:
+                current.waits_on.pop(waiter, None)
+            if step is _CLEAN_UP:
+                self._overtake(flight, options.cancel_grace)
                 continue
-            if step is Step.LEAD:
-                start = self._start_thread if in_thread else self._start_task
-                start(what, load)
-            outcome = await self._wait(what, waiter, loop)
+            outcome: Outcome | None = waiter.result()
             if outcome is None:
                 continue  # nobody answered: its loop died
-            if not refresh:
-                self._waited(begun, outcome)
-            result = outcome.value if outcome.failure is None else outcome.failure
-            del outcome, waiter, what
+            if not refresh and outcome.ended is not None:
+                self.engine.recent.waited(outcome.ended - begun)
+            failure = outcome.failure
+            if failure is None:
+                return outcome.value
+            del outcome, waiter, flight, turn
             try:
-                return opened(result)
+                failure.throw()
             finally:
-                del result
+                del failure
 
-    def load_here(self, load: Load) -> Any:
+    def load_here(
+        self,
+        space: Namespace,
+        key: DataKey,
+        kind: object,
+        call: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        options: CacheOptions,
+    ) -> Any:
         """Do the same for a plain `def`: load in this thread, or block until another one has."""
         if self.engine.reentered:
             # A finaliser in the middle of a write: it may not wait for anything.
-            load.space.counters.misses += 1
+            space.counters.misses += 1
             self.engine.misses_by_reason[MissReason.BYPASSED] += 1
-            return load.call()
+            return call(*arguments)
+        current = current_flight.get()
         counted = False
         while True:
-            waiter = ThreadWaiter()
-            step, what, begun = self._enter(load, waiter, None, False, counted, False)
-            if isinstance(what, Entry):
-                result: object = what.value
-                del what
+            turn = self._enter(space, key, options, current, None, None, False, counted)
+            if type(turn) is Entry:
+                result = turn.value
+                del turn
                 try:
                     return opened(result)
                 finally:
                     del result
+            step, flight, begun, waiter = turn
             counted = True
-            grace = load.options.cancel_grace
-            current = current_flight.get()
             outcome: Outcome | None
             try:
-                if step is Step.LEAD:
-                    outcome = self._lead(what, load)
+                if step is _LEAD:
+                    flight.load = kind, call, arguments, options
+                    outcome = self._lead(flight)
                 else:
-                    seconds = grace if step is Step.CLEAN_UP else math.inf
-                    self.engine.guards.wait_here(what, waiter, seconds)
+                    seconds = options.cancel_grace if step is _CLEAN_UP else math.inf
+                    self.engine.guards.wait_here(flight, waiter, seconds)
                     outcome = waiter.outcome
             finally:
-                self._forget(current, what, waiter)
-            if step is Step.CLEAN_UP:
-                self._overtake(what, grace)
+                self._forget(current, flight, waiter)
+            if step is _CLEAN_UP:
+                self._overtake(flight, options.cancel_grace)
                 continue
             if outcome is None:
                 continue
-            self._waited(begun, outcome)
-            result = outcome.value if outcome.failure is None else outcome.failure
-            del outcome, waiter, what
+            if outcome.ended is not None:
+                self.engine.recent.waited(outcome.ended - begun)
+            failure = outcome.failure
+            if failure is None:
+                return outcome.value
+            del outcome, waiter, flight, turn
             try:
-                return opened(result)
+                failure.throw()
             finally:
-                del result
-
-    def _waited(self, begun: float, outcome: Outcome) -> None:
-        if outcome.ended is not None:
-            self.engine.recent.waited(outcome.ended - begun)
+                del failure
 
     def _enter(
         self,
-        load: Load,
-        waiter: Waiter,
+        space: Namespace,
+        key: DataKey,
+        options: CacheOptions,
+        current: Flight | None,
         loop: Loop | None,
+        owner: Loop | None,
         refresh: bool,
         counted: bool,
-        in_thread: bool,
-    ) -> tuple[Literal[Step.HIT], Entry, float] | tuple[Step, Flight, float]:
-        """Decide, in one step, what this caller does."""
-        now = self.engine.clock()
-        space, key = load.space, load.key
-        current = current_flight.get()
+    ) -> Entry | Turn:
+        """Decide, in one step, what this caller does; *owner* is the loop of a load of its own."""
+        engine, store, flights = self.engine, self.store, self.flights
+        now = engine.clock()
         dropped: list[object] = []
         with self._lock:
-            self.engine.catch_up(dropped)
-            self.engine.admit()
+            if engine.later:
+                engine.catch_up(dropped)
+            if engine.state is not State.OPEN:
+                engine.admit()
             if space.closed:
                 raise CacheClosedError(space.name)
-            self.engine.recent.roll(now, self.engine.stats)
+            recent = engine.recent
+            if now < recent.next:
+                recent.last = now
+            else:
+                recent.roll(now, engine.stats)
             if not refresh:
-                entry = self.store.find(space, key, now)
+                entry = store.find(space, key, now)
                 if entry is not None:
                     space.counters.other_hits += not counted
-                    return Step.HIT, entry, now
-            flight = self.flights.get((space, key))
+                    return entry
+            place = space, key
+            flight = flights.get(place)
             if flight is None:
-                alone = self.store.bypassed
-                if alone:
-                    self._refuse_recursion(current, (space, key))
+                if store.bypassed:
+                    self._refuse_recursion(current, place)
+                    flight = flights.open_alone(place, space.name, owner)
+                else:
+                    flight = flights.open(place, space.name, owner)
                 if not counted:
-                    self.engine.miss(space, key)
-                keep = load.options.on_abandon == "finish"
-                owner = None if in_thread else loop
-                flight = self.flights.open((space, key), space.name, owner, keep=keep, alone=alone)
+                    engine.miss(space, key)
+                if current is not None:
+                    flight.depth = current.depth + 1
+                if options.on_abandon == "finish":
+                    flight.keep = True
+                step = _LEAD
                 if loop is None:
                     flight.thread = threading.get_ident()
+                    waiter: Any = ThreadWaiter()
                 else:
-                    self.flights.join(flight, waiter, loop)
-                step = Step.LEAD
+                    waiter = _Future(loop=loop)
+                    flight.waiters[waiter] = loop
             else:
-                self._refuse_deadlock(current, flight, loop)
+                if current is not None or loop is None:
+                    self._refuse_deadlock(current, flight, loop)
+                waiter = ThreadWaiter() if loop is None else _Future(loop=loop)
                 if flight.cancelling:
                     if not counted:
-                        self.engine.miss(space, key)
-                    self.flights.watch(flight, waiter, loop)
-                    step = Step.CLEAN_UP
+                        engine.miss(space, key)
+                    flights.watch(flight, waiter, loop)
+                    step = _CLEAN_UP
                 else:
-                    space.counters.coalesced += not counted
-                    self.flights.join(flight, waiter, loop)
-                    step = Step.JOIN
+                    if not counted:
+                        space.counters.coalesced += 1
+                    flights.join(flight, waiter, loop)
+                    step = _JOIN
             if current is not None:
-                current.waits_on[waiter] = flight
-            return step, flight, now
+                current.wait_for(flight, waiter)
+            return step, flight, now, waiter
 
     def _refuse_deadlock(self, current: Flight | None, flight: Flight, loop: Loop | None) -> None:
         """Locked. Raise RecursiveLoadError if waiting for *flight* could never end."""
@@ -249,27 +301,8 @@ class Loads:
         if chain:
             raise RecursiveLoadError(chain)
 
-    async def _wait(
-        self, flight: Flight, waiter: "asyncio.Future[Outcome | None]", loop: Loop
-    ) -> Outcome | None:
-        """Wait for the outcome; leave the flight when the caller is cancelled."""
-        current = current_flight.get()
-        try:
-            if flight.loop is loop:
-                outcome = await waiter
-            else:
-                with self.engine.guards.guarding(flight, loop):
-                    outcome = await waiter
-        except GeneratorExit:
-            # The collector closes a coroutine whose loop died: no place to take a lock.
-            self.engine.later.append(lambda _: self._forget(current, flight, waiter))
-            raise
-        except BaseException:
-            self._forget(current, flight, waiter)
-            raise
-        if current is not None:
-            current.waits_on.pop(waiter, None)
-        return outcome
+    def _forget_later(self, current: Flight | None, flight: Flight, waiter: Waiter) -> None:
+        self.engine.later.append(lambda _: self._forget(current, flight, waiter))
 
     def _forget(self, current: Flight | None, flight: Flight, waiter: Waiter) -> None:
         """Take *waiter* out of *flight*; cancel the load when it was the last."""
@@ -296,40 +329,45 @@ class Loads:
                 grace,
             )
 
-    def _start_task(self, flight: Flight, load: Load) -> None:
+    def _start_task(self, flight: Flight, loop: Loop) -> None:
         """Run *load* in a task of the cache's own, which no caller owns."""
         context = copy_context()
         context.run(current_flight.set, flight)
-        running = self._run(flight, load)
+        running = self._run(flight)
         try:
-            loop = asyncio.get_running_loop()
-            task = loop.create_task(running, name=f"load of {flight.name}", context=context)
+            eager = flight.depth % NESTED != NESTED - 1
+            name = f"load of {flight.name}"
+            task = start(loop, running, name=name, context=context, eager=eager)
         except BaseException as error:
             running.close()
             if not flight.done:
-                self._conclude(flight, load, None, error)
+                self.landing.conclude(flight, None, error)
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                raise  # an eager task factory ran the load here and now
+                raise  # an eager task ran the load here and now
             return
         if flight.done:
-            return  # an eager task factory ran it to its end
+            return  # it needed no await
         flight.task = task
-        task.add_done_callback(lambda _: self._task_done(flight, load))
+        task.add_done_callback(lambda _: self._task_done(flight))
         if flight.cancelling:
             flight.cancel()
 
-    def _task_done(self, flight: Flight, load: Load) -> None:
-        """Clean up after a task that was cancelled before its first step: it ran nothing."""
-        if not flight.done:
-            self._conclude(flight, load, None, asyncio.CancelledError())
+    def _task_done(self, flight: Flight) -> None:
+        """End the flight of a task that is over, if it is not ended."""
+        if flight.done:
+            return
+        if flight.outcome is not None:
+            self.landing.answer(flight, flight.outcome)
+        else:  # cancelled before its first step: it ran nothing
+            self.landing.conclude(flight, None, asyncio.CancelledError())
 
-    def _start_thread(self, flight: Flight, load: Load) -> None:
+    def _start_thread(self, flight: Flight) -> None:
         """Run the *load* of a plain `def` in a thread of the cache's own."""
 
         def work() -> None:
             flight.thread = threading.get_ident()
             try:
-                self._lead(flight, load)
+                self._lead(flight)
             finally:
                 self.engine.workers.discard(threading.current_thread())
 
@@ -342,23 +380,25 @@ class Loads:
             thread.start()
         except BaseException as error:  # noqa: BLE001 - the waiters get it
             self.engine.workers.discard(thread)
-            self._conclude(flight, load, None, error)
+            self.landing.conclude(flight, None, error)
 
-    async def _run(self, flight: Flight, load: Load) -> None:
+    async def _run(self, flight: Flight) -> None:
         """Run the loader; its outcome goes to the waiters, never into the task."""
-        value: object = None
+        load: Load = flight.load
+        _, call, arguments, _ = load
+        value: Any = None
         error: BaseException | None = None
         try:
-            value = load.call()
-            if isawaitable(value):
+            value = call(*arguments)
+            if isinstance(value, _Coroutine) or isawaitable(value):
                 value = await value
         except GeneratorExit:
             self.engine.later.append(lambda _: wake(self.flights.end(flight), None))
             raise
         except BaseException as caught:  # noqa: BLE001 - every waiter gets it
-            error = _trimmed(caught)
+            error = trimmed(caught)
         try:
-            self._conclude(flight, load, value, error)
+            self.landing.conclude(flight, value, error)
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 task = asyncio.current_task()
                 if task is not None:  # it is raised where it belongs; nobody else asks for it
@@ -368,140 +408,26 @@ class Loads:
             # The loader's frames, which the error holds, lead back to this one.
             del error, value
 
-    def _lead(self, flight: Flight, load: Load) -> Outcome:
+    def _lead(self, flight: Flight) -> Outcome:
         """Run the loader of a plain `def` in this thread."""
+        load: Load = flight.load
+        _, call, arguments, _ = load
         value: object = None
         error: BaseException | None = None
         token = current_flight.set(flight)
         try:
-            value = load.call()
+            value = call(*arguments)
         except BaseException as caught:  # noqa: BLE001 - every waiter gets it
-            error = _trimmed(caught)
+            error = trimmed(caught)
         finally:
             current_flight.reset(token)
         try:
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                self._conclude(flight, load, value, error)
+                self.landing.conclude(flight, value, error)
                 raise error
-            return self._conclude(flight, load, value, error)
+            return self.landing.conclude(flight, value, error)
         finally:
             del error, value
-
-    def _conclude(
-        self, flight: Flight, load: Load, value: object, error: BaseException | None
-    ) -> Outcome:
-        """Land *flight* and answer its waiters, whatever happens on the way."""
-        try:
-            return self._land(flight, load, value, error)
-        except BaseException:
-            # An interrupt, or a bug: nobody may wait for ever. Who waits tries again.
-            with self._lock:
-                waiting = self.flights.end(flight)
-            wake(waiting, None)
-            raise
-        finally:
-            del error, value
-
-    def _land(
-        self, flight: Flight, load: Load, value: object, error: BaseException | None
-    ) -> Outcome:
-        weight = 0
-        now = self.engine.moment_or_none()
-        rejected = False
-        interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
-        cancelled = interrupted or isinstance(error, asyncio.CancelledError)
-        stopped_from_outside = (
-            cancelled and flight.task is not None and flight.task.cancelling() > 0
-        )
-        remember: float | None | Unset = UNSET
-        if error is None:
-            try:
-                check_value(f"the loader of {flight.name!r}", value)
-                rejected = True
-                weight = self.engine.measure(load.key, value)
-                rejected = False
-            except Exception as caught:  # noqa: BLE001 - every waiter gets it
-                error = _trimmed(caught)
-        elif cancelled:
-            stopped_by, error = error, LoadCancelledError(flight.name)
-            error.__cause__ = stopped_by
-        elif isinstance(error, StopIteration):
-            stopped = RuntimeError(f"the loader of {flight.name!r} raised StopIteration")
-            stopped.__cause__ = error
-            error = stopped
-        failure = None if error is None else Failure(error, error.__traceback__)
-        if error is not None and not cancelled and load.options.negative:
-            remember = self._remember(load.options, error)
-        ttl = self.engine.shortened(load.options)
-        dropped: list[object] = []
-        with self._lock:
-            self.engine.catch_up(dropped)
-            counters = load.space.counters
-            # A load that was only stopped is none, unless somebody is told that it failed.
-            ended = not (cancelled and flight.cancelling) and (
-                not stopped_from_outside or any(_is_near(w, flight) for w in flight.waiters.items())
-            )
-            counters.loads += ended
-            counters.load_errors += ended and failure is not None
-            if not self.flights.land(flight):
-                pass
-            elif rejected or (now is None and failure is None):
-                self.store.reject(load.space, load.key, -math.inf if now is None else now, dropped)
-            elif now is None:
-                pass
-            elif failure is None:
-                self.store.put(load.space, load.key, load.kind, value, weight, ttl, now, dropped)
-            elif remember is not UNSET and not self.store.holds(load.space, load.key, now):
-                size = ENTRY_OVERHEAD + FAILURE_WEIGHT + weigh_key(load.key)
-                memory = failure.remembered()
-                self.store.put(load.space, load.key, None, memory, size, remember, now, dropped)
-            waiting = self.flights.end(flight)
-        if interrupted:
-            # The program ends: its own tasks are cancelled, as asyncio.run is about to do.
-            waiting = dict(each for each in waiting.items() if not _cancelled(each, flight))
-        if stopped_from_outside:
-            # asyncio.run ends its loop so. To who waits elsewhere that is no answer: load again.
-            wake(dict(each for each in waiting.items() if not _is_near(each, flight)), None)
-            waiting = dict(each for each in waiting.items() if _is_near(each, flight))
-        outcome = Outcome(value, failure, now)
-        wake(waiting, outcome)
-        try:
-            return outcome
-        finally:
-            del error, failure, outcome
-
-    def _remember(self, options: CacheOptions, error: BaseException) -> float | None | Unset:
-        try:
-            return options.negative_ttl(error)
-        except Exception as caught:  # noqa: BLE001 - the caller must get the load's own error
-            _log.warning(
-                "negative= failed with %s for a %s, which is therefore not remembered",
-                type(caught).__name__,
-                type(error).__name__,
-            )
-            return UNSET
-
-
-def _trimmed(error: BaseException) -> BaseException:
-    """Take the catching frame out of the traceback of *error*: it holds what holds the error."""
-    traceback = error.__traceback__
-    return BaseException.with_traceback(error, traceback.tb_next if traceback else None)
-
-
-def _is_near(waiting: tuple[Waiter, Loop | None], flight: Flight) -> bool:
-    """Tell whether somebody still waits in the loop of *flight*, which is the running one."""
-    waiter, loop = waiting
-    near = loop is not None and loop is flight.loop
-    return near and not isinstance(waiter, ThreadWaiter) and not waiter.done()
-
-
-def _cancelled(waiting: tuple[Waiter, Loop | None], flight: Flight) -> bool:
-    """Cancel a waiter in the loop of *flight*; tell whether it is one."""
-    waiter, loop = waiting
-    if isinstance(waiter, ThreadWaiter) or loop is None or loop is not flight.loop:
-        return False
-    waiter.cancel()
-    return True
 
 
 def opened(value: object) -> Any:

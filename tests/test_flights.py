@@ -19,7 +19,7 @@ from async_safe_cache import (
     race_safe_cached,
 )
 
-from .virtual import Loader, VirtualClock, run_virtual, settle
+from .virtual import Loader, VirtualClock, begin_tasks_later, run_virtual, settle
 
 FOLLOWERS = 5
 
@@ -639,10 +639,62 @@ def test_a_load_cancelled_from_inside_does_not_cancel_those_who_wait(
     run_virtual(main(), clock)
 
 
+def _of_any_size(value: object) -> int:
+    return 10_000
+
+
+def _failing(value: object) -> int:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "reason"),
+    [
+        ({}, "value", None),
+        ({}, KeyError("failed"), MissReason.ABSENT),
+        ({}, asyncio.CancelledError(), MissReason.ABSENT),
+        ({"negative": {KeyError: 5}}, KeyError("remembered"), MissReason.ABSENT),
+        ({"max_entries": 0}, "value", MissReason.REJECTED),
+        ({"max_memory_bytes": 5_000, "weigher": _of_any_size}, "value", MissReason.REJECTED),
+        ({"weigher": _failing}, "value", MissReason.REJECTED),
+    ],
+)
+def test_a_burst_of_one_turn_shares_a_load_that_needs_no_await(
+    clock: VirtualClock, options: dict[str, Any], answer: Any, reason: MissReason | None
+) -> None:
+    """Where a task begins at once, such a load is over before the second caller asks.
+
+    If it left no value in the store, that one would load again, and so on for all of them.
+    """
+    calls = 0
+
+    async def load() -> str:
+        nonlocal calls
+        calls += 1
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock, **options)
+        burst = [cache.get_or_load("key", load) for _ in range(100)]
+        answers = await asyncio.gather(*burst, return_exceptions=True)
+        assert calls == 1
+        assert len({id(each) for each in answers}) == 1 or "negative" in options
+        assert len({type(each) for each in answers}) == 1
+        stats = cache.stats()
+        assert (stats.calls, stats.loads) == (100, 1)
+        assert (await cache.lookup("key")).reason is reason
+        assert_nothing_runs(cache)
+
+    run_virtual(main(), clock)
+
+
 def test_a_load_cancelled_before_its_first_step_ran_nothing_and_leaves_nothing(
     clock: VirtualClock,
 ) -> None:
     async def main() -> None:
+        begin_tasks_later()
         cache = AsyncSafeCache(clock=clock)
         load = Loader("value")
         call = cache.get_or_load("key", load)
@@ -665,6 +717,7 @@ def test_a_loop_that_ends_in_the_tick_a_load_begins_leaves_the_key_free(
     load = Loader("value")
 
     async def hasty() -> None:
+        begin_tasks_later()
         asyncio.create_task(cache.get_or_load("key", load))
 
     async def main() -> None:

@@ -251,8 +251,8 @@ async def _aclose_in_a_load(cache: AsyncSafeCache, drain: bool) -> None:
         await cache.aclose(drain=drain, timeout=3)
         return "value"
 
-    call = asyncio.create_task(cache.get_or_load("key", load))
     other = asyncio.create_task(cache.get_or_load("other", Loader("other", seconds=1)))
+    call = asyncio.create_task(cache.get_or_load("key", load))
     answers = await asyncio.gather(call, other, return_exceptions=True)
     if drain:
         assert isinstance(answers[0], CacheClosedError)

@@ -664,31 +664,31 @@ def _from_the_future(cache: AsyncSafeCache) -> None:
 
 
 def _registered_and_done(cache: AsyncSafeCache) -> None:
-    cache._engine.flights.open((cache._raw, "x"), "x", None, keep=False).done = True
+    cache._engine.flights.open((cache._raw, "x"), "x", None).done = True
 
 
 def _registered_and_fenced(cache: AsyncSafeCache) -> None:
-    cache._engine.flights.open((cache._raw, "x"), "x", None, keep=False).fenced = True
+    cache._engine.flights.open((cache._raw, "x"), "x", None).fenced = True
 
 
 def _registered_under_another_key(cache: AsyncSafeCache) -> None:
-    cache._engine.flights.open((cache._raw, "x"), "x", None, keep=False).key = (cache._raw, "y")
+    cache._engine.flights.open((cache._raw, "x"), "x", None).key = (cache._raw, "y")
 
 
 def _registered_and_not_running(cache: AsyncSafeCache) -> None:
     flights = cache._engine.flights
-    flights.running.pop(flights.open((cache._raw, "x"), "x", None, keep=False))
+    flights.running.pop(flights.open((cache._raw, "x"), "x", None))
 
 
 def _running_and_done(cache: AsyncSafeCache) -> None:
     flights = cache._engine.flights
-    flight = flights.open((cache._raw, "x"), "x", None, keep=False)
+    flight = flights.open((cache._raw, "x"), "x", None)
     flights.end(flight)
     flights.running[flight] = None
 
 
 def _running_for_nobody(cache: AsyncSafeCache) -> None:
-    flight = cache._engine.flights.open((cache._raw, "x"), "x", None, keep=False)
+    flight = cache._engine.flights.open((cache._raw, "x"), "x", None)
     flight.task = object()  # type: ignore[assignment]
 
 
@@ -734,7 +734,8 @@ async def test_a_load_that_may_finish_or_is_cancelled_already_may_have_no_waiter
     cache = AsyncSafeCache()
     flights = cache._engine.flights
     for number in range(3):
-        flight = flights.open((cache._raw, number), "x", None, keep=number == 0)
+        flight = flights.open((cache._raw, number), "x", None)
+        flight.keep = number == 0
         if number != 2:
             flight.task = object()  # type: ignore[assignment]
         flight.cancelling = number == 1

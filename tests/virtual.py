@@ -103,3 +103,9 @@ def at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return stop.value
     coroutine.close()
     raise AssertionError("it waited")
+
+
+def begin_tasks_later() -> None:
+    """Let no task of the running loop run its first step while it is made."""
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(lambda loop, coro, **kwargs: asyncio.Task(coro, loop=loop, **kwargs))

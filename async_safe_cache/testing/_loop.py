@@ -363,9 +363,11 @@ class ScheduleLoop(asyncio.BaseEventLoop):
             return super().create_task(coro, **kwargs)
         number = len(self.tasks)
         name: str | None = kwargs.pop("name", None)
-        task = _Task(coro, loop=self, name=name or f"task-{number}", **kwargs)
+        # Known before it is made: one with eager_start runs its first step while it is.
+        task = _Task.__new__(_Task)
         task.ordinal = number
         self.tasks.append(task)
+        task.__init__(coro, loop=self, name=name or f"task-{number}", **kwargs)
         return task
 
     def call_later(  # type: ignore[override]

@@ -1,0 +1,202 @@
+"""The end of a load: its value is stored, or its failure told, and everybody answered.
+
+    land     under the lock: stored only if the registry still holds *this* flight
+    answer   every waiter, outside the lock, whatever happened on the way
+
+A load that ends in the first step of its task, and leaves nothing in the store, is
+answered a turn of the loop later: who calls in the same turn still shares it.
+
+User code (weigher, clock, `negative=`) runs before the lock is taken.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable
+from typing import Any, Final, final
+
+from ._engine import Engine, check_value
+from ._flights import Failure, Flight, Loop, Outcome, ThreadWaiter, Waiter, wake
+from ._store import ENTRY_OVERHEAD
+from ._weight import weigh_key
+from .errors import LoadCancelledError
+from .options import UNSET, CacheOptions, Unset
+
+__all__ = ["Landing", "Load", "trimmed"]
+
+_log = logging.getLogger("async_safe_cache")
+
+FAILURE_WEIGHT: Final = 1024
+"""Bytes accounted for a remembered exception, whose own are unknown."""
+
+
+Load = tuple[object, Callable[..., Any], tuple[Any, ...], CacheOptions]
+"""What `Flight.load` is: the kind of the key, the call, its arguments, its options."""
+
+
+@final
+class Landing:
+    """How the loads of one cache end."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.flights = engine.flights
+        self.store = engine.store
+        self._lock = engine.store.lock
+
+    def conclude(self, flight: Flight, value: object, error: BaseException | None) -> Outcome:
+        """Land *flight* and answer its waiters, whatever happens on the way."""
+        try:
+            return self._landed(flight, value, error)
+        except BaseException:
+            # An interrupt, or a bug: nobody may wait for ever. Who waits tries again.
+            with self._lock:
+                waiting = self.flights.end(flight)
+            wake(waiting, None)
+            raise
+        finally:
+            del error, value
+
+    def answer(self, flight: Flight, outcome: Outcome) -> None:
+        """Tell those who wait for *flight* what it ended with."""
+        with self._lock:
+            waiting = self.flights.end(flight)
+        wake(waiting, outcome)
+
+    def _landed(self, flight: Flight, value: object, error: BaseException | None) -> Outcome:
+        now = self.engine.moment_or_none()
+        rejected = False
+        if error is None:
+            try:
+                check_value("the loader", flight.name, value)
+                rejected = True
+                weight = self.engine.measure(flight.key[1], value)
+            except Exception as caught:  # noqa: BLE001 - every waiter gets it
+                error = trimmed(caught)
+            else:
+                return self._keep(flight, value, weight, now)
+        try:
+            return self._fail(flight, error, rejected, now)
+        finally:
+            del error
+
+    def _keep(self, flight: Flight, value: object, weight: int, now: float | None) -> Outcome:
+        """End *flight* with *value*; store it, unless the flight was shut out."""
+        engine = self.engine
+        space, key = flight.key
+        load: Load = flight.load
+        kind, _, _, options = load
+        ttl = engine.shortened(options) if options.jitter else options.ttl
+        dropped: list[object] = []
+        with self._lock:
+            if engine.later:
+                engine.catch_up(dropped)
+            space.counters.loads += 1
+            shared = True
+            if not self.flights.land(flight):
+                pass
+            elif now is None:
+                self.store.reject(space, key, -math.inf, dropped)
+                shared = False
+            else:
+                shared = self.store.put(space, key, kind, value, weight, ttl, now, dropped)
+            outcome = Outcome(value, None, now)
+            if not shared and self.flights.in_first_step(flight):
+                flight.outcome = outcome
+                return outcome
+            waiting = self.flights.end(flight)
+        wake(waiting, outcome, flight.loop)
+        return outcome
+
+    def _fail(
+        self, flight: Flight, error: BaseException, rejected: bool, now: float | None
+    ) -> Outcome:
+        """End *flight* with *error*; remember it, if that is asked for."""
+        engine = self.engine
+        space, key = flight.key
+        load: Load = flight.load
+        options = load[3]
+        interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
+        cancelled = interrupted or isinstance(error, asyncio.CancelledError)
+        stopped_from_outside = (
+            cancelled and flight.task is not None and flight.task.cancelling() > 0
+        )
+        if cancelled:
+            stopped_by, error = error, LoadCancelledError(flight.name)
+            error.__cause__ = stopped_by
+        elif isinstance(error, StopIteration):
+            stopped = RuntimeError(f"the loader of {flight.name!r} raised StopIteration")
+            stopped.__cause__ = error
+            error = stopped
+        failure = Failure(error, error.__traceback__)
+        remember: float | None | Unset = UNSET
+        if not cancelled and not rejected and options.negative:
+            remember = self._remember(options, error)
+        dropped: list[object] = []
+        with self._lock:
+            engine.catch_up(dropped)
+            counters = space.counters
+            # A load that was only stopped is none, unless somebody is told that it failed.
+            ended = not (cancelled and flight.cancelling) and (
+                not stopped_from_outside or any(_is_near(w, flight) for w in flight.waiters.items())
+            )
+            counters.loads += ended
+            counters.load_errors += ended
+            shared = interrupted
+            if not self.flights.land(flight):
+                shared = True
+            elif rejected:
+                self.store.reject(space, key, -math.inf if now is None else now, dropped)
+            elif now is None:
+                pass
+            elif remember is not UNSET and not self.store.holds(space, key, now):
+                size = ENTRY_OVERHEAD + FAILURE_WEIGHT + weigh_key(key)
+                memory = failure.remembered()
+                shared = self.store.put(space, key, None, memory, size, remember, now, dropped)
+            outcome = Outcome(None, failure, now)
+            if not shared and self.flights.in_first_step(flight):
+                flight.outcome = outcome
+                return outcome
+            waiting = self.flights.end(flight)
+        if interrupted:
+            # The program ends: its own tasks are cancelled, as asyncio.run is about to do.
+            waiting = dict(each for each in waiting.items() if not _cancelled(each, flight))
+        if stopped_from_outside:
+            # asyncio.run ends its loop so. To who waits elsewhere that is no answer: load again.
+            wake(dict(each for each in waiting.items() if not _is_near(each, flight)), None)
+            waiting = dict(each for each in waiting.items() if _is_near(each, flight))
+        wake(waiting, outcome)
+        return outcome
+
+    def _remember(self, options: CacheOptions, error: BaseException) -> float | None | Unset:
+        try:
+            return options.negative_ttl(error)
+        except Exception as caught:  # noqa: BLE001 - the caller must get the load's own error
+            _log.warning(
+                "negative= failed with %s for a %s, which is therefore not remembered",
+                type(caught).__name__,
+                type(error).__name__,
+            )
+            return UNSET
+
+
+def trimmed(error: BaseException) -> BaseException:
+    """Take the catching frame out of the traceback of *error*: it holds what holds the error."""
+    traceback = error.__traceback__
+    return BaseException.with_traceback(error, traceback.tb_next if traceback else None)
+
+
+def _is_near(waiting: tuple[Waiter, Loop | None], flight: Flight) -> bool:
+    """Tell whether somebody still waits in the loop of *flight*, which is the running one."""
+    waiter, loop = waiting
+    near = loop is not None and loop is flight.loop
+    return near and not isinstance(waiter, ThreadWaiter) and not waiter.done()
+
+
+def _cancelled(waiting: tuple[Waiter, Loop | None], flight: Flight) -> bool:
+    """Cancel a waiter in the loop of *flight*; tell whether it is one."""
+    waiter, loop = waiting
+    if isinstance(waiter, ThreadWaiter) or loop is None or loop is not flight.loop:
+        return False
+    waiter.cancel()
+    return True
