@@ -32,6 +32,7 @@ from decimal import Decimal
 from gc import get_referents
 from itertools import islice, pairwise
 from logging import Logger
+from operator import is_
 from sys import getsizeof, maxsize
 from typing import Any, Final, final
 
@@ -41,6 +42,7 @@ BUDGET: Final = 1_024  # objects looked at, overdrawn by two or three containers
 SAMPLE: Final = 32  # members that stand for all
 SAMPLE_REPEATED: Final = 256  # the same, where some occur more than once
 REACH: Final = 4_096  # members of a dict, set or deque that are stepped over to find them
+HASHED: Final = 8_192  # bytes up to which hashing all plain values costs less than their ids
 OVERDRAFT: Final = 64  # what a container may take beyond its share to measure one member at all
 
 _PLAIN: Final[tuple[Any, ...]] = (str, int, float, bytes, bool, types.NoneType)
@@ -56,7 +58,13 @@ _MAPPINGS: Final[frozenset[Any]] = frozenset({dict, OrderedDict, defaultdict})
 _SEQUENCES: Final[frozenset[Any]] = frozenset({list, tuple})
 _CONTAINERS: Final = _MAPPINGS | _SEQUENCES | {set, frozenset, deque}
 # By id: the interpreter has one of each for as long as it lives.
+_FREE_VALUES: Final = frozenset((None, True, False, "", b"", (), *range(-5, 257)))
 _FREE: Final = frozenset(map(id, (None, True, False, "", b"", (), *range(-5, 257))))
+_PLAIN_KINDS: Final = frozenset(_PLAIN)
+# Containers that a subclass could dress as an object, and what is a shell with its subclasses.
+_OTHERS: Final = (dict, list, set, frozenset, deque, *_PROGRAM)
+_FLOAT: Final = getsizeof(0.5)
+_HEADER: Final = getsizeof([]) - [].__sizeof__()  # the garbage collector's, of each container
 _INLINE: Final = 1 << 4  # Py_TPFLAGS_MANAGED_DICT: attributes lie in a block that no object owns
 
 
@@ -70,15 +78,31 @@ def weigh(value: object) -> tuple[int, bool]:
     Complexity: O(1): about 1,024 objects looked at, whatever the size.
     """
     cls = type(value)
-    if cls is str or cls is int or cls is bytes or cls is float or cls is bool or value is None:
-        return getsizeof(value), False
+    if cls is str or cls is bytes or cls is int or cls is float or cls is bool or value is None:
+        return value.__sizeof__(), False  # no header: `getsizeof` would add none
+    size = _all_of(value)
+    if size is not None:
+        return size, False
     return _Walk().weigh(value)
 
 
 def weigh_key(data: object) -> int:
     """Return the bytes of a canonical data key, exactly; types are not counted."""
+    cls = type(data)
+    if cls is str or cls is int or cls is bytes or data is None:
+        return data.__sizeof__()
     if type(data) is not tuple:
         return getsizeof(data)
+    if len(data) <= SAMPLE:
+        total = data.__sizeof__() + _HEADER
+        for part in data:
+            cls = type(part)
+            if cls is not str and cls is not int and part is not None:
+                break
+            total += part.__sizeof__()
+        else:
+            if len(set(data)) == len(data):  # else one object may stand there twice
+                return total
     total = 0
     seen: set[int] = set()
     rest: list[object] = [data]
@@ -91,6 +115,107 @@ def weigh_key(data: object) -> int:
         if isinstance(part, tuple | frozenset):
             rest.extend(part)  # pyright: ignore[reportUnknownArgumentType]
     return total
+
+
+def _all_of(value: Any) -> int | None:
+    """Return the bytes of a small value of common types, all of it seen; None: walk it.
+
+    The same rules as the walk's, in one loop: within the budget there is nothing to
+    share out and nothing to estimate.
+    """
+    shells: list[Any] = [value]  # all that is not plain
+    plain: list[Any] = []
+    names: list[Any] = []  # of the last dict
+    known: Any = None  # the last class that passed as an object
+    left = BUDGET
+    size = 0  # of the shells
+    plain_size = 0
+    free: list[Any] = []
+    hashable = True
+    try:
+        for shell in shells:
+            cls = type(shell)
+            if cls is dict:
+                if len(shell) > SAMPLE:
+                    return None
+                size += shell.__sizeof__() + _HEADER
+                parts = [*shell.values()]
+                before, names = names, [*shell]
+                if len(names) != len(parts):
+                    return None  # changed meanwhile
+                # The rows of a table share their names, which were seen in the first one.
+                if len(names) != len(before) or not all(map(is_, names, before)):
+                    parts += names
+            elif cls is list or cls is tuple or cls is set or cls is frozenset:
+                if len(shell) > SAMPLE:
+                    return None
+                if cls is tuple and not shell and shell is not value:
+                    continue  # free
+                size += shell.__sizeof__() + _HEADER
+                parts = [*shell]
+            elif cls in _LEAVES:
+                size += getsizeof(shell)
+                continue
+            elif cls is known or _is_object(cls):
+                known = cls
+                parts = [part for part in get_referents(shell) if part is not cls]
+                size += getsizeof(shell)
+                if issubclass(cls, tuple):
+                    if len(parts) != tuple.__len__(shell):
+                        return None  # attributes beside its members
+                elif cls.__flags__ & _INLINE:
+                    size += 24 + 8 * len(parts)
+                if len(parts) > SAMPLE:
+                    return None
+            else:
+                return None
+            left -= len(parts)
+            if left < 0:
+                return None
+            count = len(shells)
+            for part in parts:
+                cls = type(part)
+                if cls is str:
+                    plain_size += part.__sizeof__()
+                elif cls is int:
+                    if part in _FREE_VALUES:
+                        free.append(part)
+                    else:
+                        plain_size += part.__sizeof__()
+                elif cls is float:
+                    plain_size += _FLOAT
+                elif part is None or cls is bool:
+                    free.append(part)
+                elif cls is bytes:
+                    plain_size += part.__sizeof__()
+                    hashable = False
+                elif type(cls) is type:  # no metaclass whose code would run
+                    shells.append(part)
+                else:
+                    return None
+            if len(shells) > count:
+                parts = [part for part in parts if type(part) in _PLAIN_KINDS]
+            plain += parts
+        if len(shells) > 1 and len(set(map(id, shells))) < len(shells):
+            return None
+    except Exception:  # noqa: BLE001  # changed meanwhile by another thread, or the user's code
+        return None
+    # Different by value are different objects: a set of values is cheaper than one of ids.
+    if hashable and plain_size < HASHED:
+        different = set(plain)
+        if len(different) == len(plain) - len(free) + len(set(free)) and "" not in different:
+            return size + plain_size
+    by_id = {id(part): part for part in plain}
+    return size + sum(getsizeof(part) for at, part in by_id.items() if at not in _FREE)
+
+
+def _is_object(cls: type) -> bool:
+    """Whether an instance is its shell and what the collector sees of it, or a named tuple."""
+    return (
+        cls.__sizeof__ is object.__sizeof__
+        and not issubclass(cls, _OTHERS)
+        and (issubclass(cls, tuple) or not hasattr(cls, "nbytes"))
+    )
 
 
 @final
