@@ -10,6 +10,9 @@ the share does not reach is estimated from what it did reach:
     ratio   bytes per byte of shell of the siblings measured, without the first:
             the first pays for what all of them share
 
+Most values are small. One of up to 512 members of common types is first tried in one
+loop that shares out nothing; the walk begins where that gives up.
+
 Invariant: `weigh` never recurses, raises no `Exception` and keeps nothing. It asks
 the garbage collector for the members of an object, so no property runs and no
 `__dict__` comes to life; of the user's code only `__sizeof__`, `nbytes` and `base` run.
@@ -42,11 +45,12 @@ BUDGET: Final = 1_024  # objects looked at, overdrawn by two or three containers
 SAMPLE: Final = 32  # members that stand for all
 SAMPLE_REPEATED: Final = 256  # the same, where some occur more than once
 REACH: Final = 4_096  # members of a dict, set or deque that are stepped over to find them
+WHOLE: Final = 512  # members up to which a value is seen whole, in one loop
 HASHED: Final = 8_192  # bytes up to which hashing all plain values costs less than their ids
 OVERDRAFT: Final = 64  # what a container may take beyond its share to measure one member at all
 
-_PLAIN: Final[tuple[Any, ...]] = (str, int, float, bytes, bool, types.NoneType)
-_LEAVES: Final = frozenset(_PLAIN).union(
+_PLAIN: Final[frozenset[Any]] = frozenset({str, int, float, bytes, bool, types.NoneType})
+_LEAVES: Final = _PLAIN.union(
     (complex, bytearray, date, datetime, time, timedelta, Decimal),
     # What these refer to is the program, not the value.
     (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType),
@@ -60,8 +64,7 @@ _CONTAINERS: Final = _MAPPINGS | _SEQUENCES | {set, frozenset, deque}
 # By id: the interpreter has one of each for as long as it lives.
 _FREE_VALUES: Final = frozenset((None, True, False, "", b"", (), *range(-5, 257)))
 _FREE: Final = frozenset(map(id, (None, True, False, "", b"", (), *range(-5, 257))))
-_PLAIN_KINDS: Final = frozenset(_PLAIN)
-# Containers that a subclass could dress as an object, and what is a shell with its subclasses.
+# What a subclass can dress as an object by its `__sizeof__`.
 _OTHERS: Final = (dict, list, set, frozenset, deque, *_PROGRAM)
 _FLOAT: Final = getsizeof(0.5)
 _HEADER: Final = getsizeof([]) - [].__sizeof__()  # the garbage collector's, of each container
@@ -75,7 +78,7 @@ def weigh(value: object) -> tuple[int, bool]:
     makes an estimate. Where a class writes `__sizeof__` in Python or reports `nbytes`,
     the larger of that and of what is found counts.
 
-    Complexity: O(1): about 1,024 objects looked at, whatever the size.
+    Complexity: O(1): about 1,500 objects looked at, whatever the size.
     """
     cls = type(value)
     if cls is str or cls is bytes or cls is int or cls is float or cls is bool or value is None:
@@ -97,45 +100,52 @@ def weigh_key(data: object) -> int:
         total = data.__sizeof__() + _HEADER
         for part in data:
             cls = type(part)
-            if cls is not str and cls is not int and part is not None:
+            if cls is str or cls is int or part is None or cls is float or cls is bool:
+                total += part.__sizeof__()
+            elif cls is not type:
                 break
-            total += part.__sizeof__()
         else:
             if len(set(data)) == len(data):  # else one object may stand there twice
                 return total
     total = 0
     seen: set[int] = set()
-    rest: list[object] = [data]
-    while rest:
-        part = rest.pop()
-        if id(part) in seen or isinstance(part, type):
+    rest: list[Any] = [data]
+    for part in rest:
+        if id(part) in seen:
             continue
         seen.add(id(part))
-        total += getsizeof(part)
-        if isinstance(part, tuple | frozenset):
-            rest.extend(part)  # pyright: ignore[reportUnknownArgumentType]
+        cls = type(part)
+        if cls is tuple or cls is frozenset:
+            total += part.__sizeof__() + _HEADER
+            rest += part
+        elif cls in _PLAIN:
+            total += part.__sizeof__()
+        elif not isinstance(part, type):
+            total += getsizeof(part)
     return total
 
 
 def _all_of(value: Any) -> int | None:
     """Return the bytes of a small value of common types, all of it seen; None: walk it.
 
-    The same rules as the walk's, in one loop: within the budget there is nothing to
-    share out and nothing to estimate.
+    The rules of the walk in one loop: nothing has to be shared out or estimated. Runs no
+    `__sizeof__` of the user's.
     """
-    shells: list[Any] = [value]  # all that is not plain
+    shells: list[Any] = [value]  # all that is not plain; grows
+    seen: set[int] = set()
     plain: list[Any] = []
+    free: list[Any] = []  # those among them that cost nothing
     names: list[Any] = []  # of the last dict
     known: Any = None  # the last class that passed as an object
-    left = BUDGET
-    size = 0  # of the shells
-    plain_size = 0
-    free: list[Any] = []
-    hashable = True
+    left = WHOLE
+    size = plain_size = 0
     try:
         for shell in shells:
+            if id(shell) in seen:
+                continue
+            seen.add(id(shell))
             cls = type(shell)
-            if cls is dict:
+            if cls in _MAPPINGS:
                 if len(shell) > SAMPLE:
                     return None
                 size += shell.__sizeof__() + _HEADER
@@ -146,11 +156,11 @@ def _all_of(value: Any) -> int | None:
                 # The rows of a table share their names, which were seen in the first one.
                 if len(names) != len(before) or not all(map(is_, names, before)):
                     parts += names
-            elif cls is list or cls is tuple or cls is set or cls is frozenset:
+            elif cls in _CONTAINERS:
                 if len(shell) > SAMPLE:
                     return None
-                if cls is tuple and not shell and shell is not value:
-                    continue  # free
+                if not shell and id(shell) in _FREE and shell is not value:
+                    continue
                 size += shell.__sizeof__() + _HEADER
                 parts = [*shell]
             elif cls in _LEAVES:
@@ -158,15 +168,15 @@ def _all_of(value: Any) -> int | None:
                 continue
             elif cls is known or _is_object(cls):
                 known = cls
-                parts = [part for part in get_referents(shell) if part is not cls]
                 size += getsizeof(shell)
+                parts = [part for part in get_referents(shell) if part is not cls]
+                if len(parts) > SAMPLE:
+                    return None
                 if issubclass(cls, tuple):
                     if len(parts) != tuple.__len__(shell):
                         return None  # attributes beside its members
                 elif cls.__flags__ & _INLINE:
                     size += 24 + 8 * len(parts)
-                if len(parts) > SAMPLE:
-                    return None
             else:
                 return None
             left -= len(parts)
@@ -178,35 +188,31 @@ def _all_of(value: Any) -> int | None:
                 if cls is str:
                     plain_size += part.__sizeof__()
                 elif cls is int:
-                    if part in _FREE_VALUES:
-                        free.append(part)
-                    else:
+                    if part > 256 or part not in _FREE_VALUES:
                         plain_size += part.__sizeof__()
+                    else:
+                        free.append(part)
                 elif cls is float:
                     plain_size += _FLOAT
-                elif part is None or cls is bool:
-                    free.append(part)
-                elif cls is bytes:
+                elif cls is bytes and part:
                     plain_size += part.__sizeof__()
-                    hashable = False
-                elif type(cls) is type:  # no metaclass whose code would run
-                    shells.append(part)
+                elif part is None or cls is bool or cls is bytes:
+                    free.append(part)
                 else:
-                    return None
-            if len(shells) > count:
-                parts = [part for part in parts if type(part) in _PLAIN_KINDS]
-            plain += parts
-        if len(shells) > 1 and len(set(map(id, shells))) < len(shells):
-            return None
+                    shells.append(part)
+            plain += parts if len(shells) == count else [p for p in parts if type(p) in _PLAIN]
+        if plain_size < HASHED:
+            # Different by value are different objects, and ids cost twice as much as values.
+            different = set(plain)
+            count = len(plain)
+            if free:
+                count -= len(free) - len(set(free))
+            if len(different) == count and "" not in different:
+                return size + plain_size
     except Exception:  # noqa: BLE001  # changed meanwhile by another thread, or the user's code
         return None
-    # Different by value are different objects: a set of values is cheaper than one of ids.
-    if hashable and plain_size < HASHED:
-        different = set(plain)
-        if len(different) == len(plain) - len(free) + len(set(free)) and "" not in different:
-            return size + plain_size
-    by_id = {id(part): part for part in plain}
-    return size + sum(getsizeof(part) for at, part in by_id.items() if at not in _FREE)
+    once = {id(part): part for part in plain}
+    return size + sum([part.__sizeof__() for at, part in once.items() if at not in _FREE])
 
 
 def _is_object(cls: type) -> bool:
