@@ -10,8 +10,8 @@ the share does not reach is estimated from what it did reach:
     ratio   bytes per byte of shell of the siblings measured, without the first:
             the first pays for what all of them share
 
-Most values are small. One of up to 512 members of common types is first tried in one
-loop that shares out nothing; the walk begins where that gives up.
+Most values are small. What fits the budget and is made of common types is seen whole,
+in one loop that shares out nothing; the walk begins where that loop gives up.
 
 Invariant: `weigh` never recurses, raises no `Exception` and keeps nothing. It asks
 the garbage collector for the members of an object, so no property runs and no
@@ -37,7 +37,7 @@ from itertools import islice, pairwise
 from logging import Logger
 from operator import is_
 from sys import getsizeof, maxsize
-from typing import Any, Final, final
+from typing import Any, Final, cast, final
 
 __all__ = ["weigh", "weigh_key"]
 
@@ -45,7 +45,6 @@ BUDGET: Final = 1_024  # objects looked at, overdrawn by two or three containers
 SAMPLE: Final = 32  # members that stand for all
 SAMPLE_REPEATED: Final = 256  # the same, where some occur more than once
 REACH: Final = 4_096  # members of a dict, set or deque that are stepped over to find them
-WHOLE: Final = 512  # members up to which a value is seen whole, in one loop
 HASHED: Final = 8_192  # bytes up to which hashing all plain values costs less than their ids
 OVERDRAFT: Final = 64  # what a container may take beyond its share to measure one member at all
 
@@ -62,10 +61,10 @@ _MAPPINGS: Final[frozenset[Any]] = frozenset({dict, OrderedDict, defaultdict})
 _SEQUENCES: Final[frozenset[Any]] = frozenset({list, tuple})
 _CONTAINERS: Final = _MAPPINGS | _SEQUENCES | {set, frozenset, deque}
 # By id: the interpreter has one of each for as long as it lives.
-_FREE_VALUES: Final = frozenset((None, True, False, "", b"", (), *range(-5, 257)))
 _FREE: Final = frozenset(map(id, (None, True, False, "", b"", (), *range(-5, 257))))
 # What a subclass can dress as an object by its `__sizeof__`.
 _OTHERS: Final = (dict, list, set, frozenset, deque, *_PROGRAM)
+_class_of: Final = cast("Callable[[object], Any]", type)
 _FLOAT: Final = getsizeof(0.5)
 _HEADER: Final = getsizeof([]) - [].__sizeof__()  # the garbage collector's, of each container
 _INLINE: Final = 1 << 4  # Py_TPFLAGS_MANAGED_DICT: attributes lie in a block that no object owns
@@ -78,28 +77,27 @@ def weigh(value: object) -> tuple[int, bool]:
     makes an estimate. Where a class writes `__sizeof__` in Python or reports `nbytes`,
     the larger of that and of what is found counts.
 
-    Complexity: O(1): about 1,500 objects looked at, whatever the size.
+    Complexity: O(1): about 2,000 objects looked at, whatever the size.
     """
     cls = type(value)
     if cls is str or cls is bytes or cls is int or cls is float or cls is bool or value is None:
-        return value.__sizeof__(), False  # no header: `getsizeof` would add none
+        return value.__sizeof__(), False  # `getsizeof` would add no header, either
     size = _all_of(value)
     if size is not None:
         return size, False
     return _Walk().weigh(value)
 
 
-def weigh_key(data: object) -> int:
+def weigh_key(data: Any) -> int:
     """Return the bytes of a canonical data key, exactly; types are not counted."""
-    cls = type(data)
+    cls = _class_of(data)
     if cls is str or cls is int or cls is bytes or data is None:
-        return data.__sizeof__()
-    if type(data) is not tuple:
-        return getsizeof(data)
-    if len(data) <= SAMPLE:
+        return data.__sizeof__()  # type: ignore[no-any-return]
+    total: int = 0
+    if cls is tuple and len(data) <= SAMPLE:
         total = data.__sizeof__() + _HEADER
         for part in data:
-            cls = type(part)
+            cls = _class_of(part)
             if cls is str or cls is int or part is None or cls is float or cls is bool:
                 total += part.__sizeof__()
             elif cls is not type:
@@ -114,7 +112,7 @@ def weigh_key(data: object) -> int:
         if id(part) in seen:
             continue
         seen.add(id(part))
-        cls = type(part)
+        cls = _class_of(part)
         if cls is tuple or cls is frozenset:
             total += part.__sizeof__() + _HEADER
             rest += part
@@ -137,14 +135,15 @@ def _all_of(value: Any) -> int | None:
     free: list[Any] = []  # those among them that cost nothing
     names: list[Any] = []  # of the last dict
     known: Any = None  # the last class that passed as an object
-    left = WHOLE
-    size = plain_size = 0
+    left = BUDGET
+    size: int = 0
+    plain_size: int = 0
     try:
         for shell in shells:
             if id(shell) in seen:
                 continue
             seen.add(id(shell))
-            cls = type(shell)
+            cls = _class_of(shell)
             if cls in _MAPPINGS:
                 if len(shell) > SAMPLE:
                     return None
@@ -156,6 +155,7 @@ def _all_of(value: Any) -> int | None:
                 # The rows of a table share their names, which were seen in the first one.
                 if len(names) != len(before) or not all(map(is_, names, before)):
                     parts += names
+                    left -= len(names)
             elif cls in _CONTAINERS:
                 if len(shell) > SAMPLE:
                     return None
@@ -170,25 +170,25 @@ def _all_of(value: Any) -> int | None:
                 known = cls
                 size += getsizeof(shell)
                 parts = [part for part in get_referents(shell) if part is not cls]
+                left -= len(parts)
                 if len(parts) > SAMPLE:
                     return None
                 if issubclass(cls, tuple):
-                    if len(parts) != tuple.__len__(shell):
+                    if len(parts) != tuple.__len__(shell):  # pyright: ignore[reportUnknownMemberType]
                         return None  # attributes beside its members
                 elif cls.__flags__ & _INLINE:
                     size += 24 + 8 * len(parts)
             else:
                 return None
-            left -= len(parts)
             if left < 0:
                 return None
             count = len(shells)
             for part in parts:
-                cls = type(part)
+                cls = _class_of(part)
                 if cls is str:
                     plain_size += part.__sizeof__()
                 elif cls is int:
-                    if part > 256 or part not in _FREE_VALUES:
+                    if part > 256 or part < -5:
                         plain_size += part.__sizeof__()
                     else:
                         free.append(part)
@@ -200,7 +200,11 @@ def _all_of(value: Any) -> int | None:
                     free.append(part)
                 else:
                     shells.append(part)
-            plain += parts if len(shells) == count else [p for p in parts if type(p) in _PLAIN]
+            if len(shells) > count:
+                parts = [part for part in parts if type(part) in _PLAIN]
+                # Paid in advance: a value that is too large is known before it is read.
+                left -= sum([len(new) for new in shells[count:] if type(new) in _CONTAINERS])
+            plain += parts
         if plain_size < HASHED:
             # Different by value are different objects, and ids cost twice as much as values.
             different = set(plain)
@@ -212,10 +216,11 @@ def _all_of(value: Any) -> int | None:
     except Exception:  # noqa: BLE001  # changed meanwhile by another thread, or the user's code
         return None
     once = {id(part): part for part in plain}
-    return size + sum([part.__sizeof__() for at, part in once.items() if at not in _FREE])
+    size += sum([part.__sizeof__() for at, part in once.items() if at not in _FREE])
+    return size
 
 
-def _is_object(cls: type) -> bool:
+def _is_object(cls: Any) -> bool:
     """Whether an instance is its shell and what the collector sees of it, or a named tuple."""
     return (
         cls.__sizeof__ is object.__sizeof__
