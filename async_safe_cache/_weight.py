@@ -145,24 +145,28 @@ def _all_of(value: Any) -> int | None:
             seen.add(id(shell))
             cls = _class_of(shell)
             if cls in _MAPPINGS:
-                if len(shell) > SAMPLE:
+                count = len(shell)
+                if count > SAMPLE:
                     return None
                 size += shell.__sizeof__() + _HEADER
                 parts = [*shell.values()]
                 before, names = names, [*shell]
-                if len(names) != len(parts):
+                if not len(names) == len(parts) == count:
                     return None  # changed meanwhile
                 # The rows of a table share their names, which were seen in the first one.
                 if len(names) != len(before) or not all(map(is_, names, before)):
                     parts += names
                     left -= len(names)
             elif cls in _CONTAINERS:
-                if len(shell) > SAMPLE:
+                count = len(shell)
+                if count > SAMPLE:
                     return None
                 if not shell and id(shell) in _FREE and shell is not value:
                     continue
                 size += shell.__sizeof__() + _HEADER
                 parts = [*shell]
+                if len(parts) != count:
+                    return None
             elif cls in _LEAVES:
                 size += getsizeof(shell)
                 continue
