@@ -6,9 +6,11 @@ import dataclasses
 import gc
 import json
 import random
+import subprocess
 import sys
 import threading
 import tracemalloc
+import types
 import weakref
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterator
@@ -22,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from async_safe_cache._keys import call_key, canonical
-from async_safe_cache._weight import BUDGET, REACH, weigh, weigh_key
+from async_safe_cache._weight import BUDGET, REACH, SAMPLE, _all_of, _Walk, weigh, weigh_key
 
 MEGA = 1_000_000
 
@@ -593,16 +595,17 @@ def test_nothing_is_kept() -> None:
         gc.enable()
 
 
-def test_containers_that_change_meanwhile_do_not_raise() -> None:
-    value: dict[Any, Any] = {i: [i, {i}] for i in range(5_000)}
+@pytest.mark.parametrize("size", [20, 5_000])
+def test_containers_that_change_meanwhile_do_not_raise(size: int) -> None:
+    value: dict[Any, Any] = {i: [i, {i}] for i in range(size)}
     done = threading.Event()
 
     def change() -> None:
         rng = random.Random(3)
         while not done.is_set():
             with contextlib.suppress(RuntimeError):
-                value[rng.randrange(10_000)] = [1, {2}]
-                value.pop(rng.randrange(10_000), None)
+                value[rng.randrange(2 * size)] = [1, {2}]
+                value.pop(rng.randrange(2 * size), None)
 
     thread = threading.Thread(target=change)
     interval = sys.getswitchinterval()
@@ -676,6 +679,149 @@ def test_any_value_has_a_weight_and_the_same_one_each_time(value: Any) -> None:
     assert weigh(value) == (size, estimated)
 
 
+# ---- small values, in one loop
+
+# Few, so that the same object stands in many places; some are equal and not the same.
+ATOMS: list[Any] = [
+    *(None, True, False, 0, 1, -5, 256, -6, 257, 10**30, 0.0, 1.0, 257.0, float("nan")),
+    *("", "a", "b" * 50, "ü", *(str(i // i * 12_345) for i in (1, 2))),
+    *(b"", b"a", b"b" * 50, (), 2j, datetime(2020, 1, 1), timedelta(1), datetime, len),
+    *("x" * 10_000, bytes(10_000), frozenset(), Bag),
+]
+atoms = (
+    st.sampled_from(ATOMS) | st.integers() | st.floats() | st.text() | st.binary() | st.booleans()
+)
+
+
+def boxes(inner: st.SearchStrategy[Any], most: int) -> st.SearchStrategy[Any]:
+    lists = st.lists(inner, max_size=most)
+    dicts = st.dictionaries(atoms, inner, max_size=most)
+    sets = st.lists(atoms, max_size=most)
+    return st.one_of(
+        lists,
+        lists.map(tuple),
+        lists.map(deque),
+        sets.map(set),
+        sets.map(frozenset),
+        dicts,
+        dicts.map(OrderedDict),
+        dicts.map(lambda made: defaultdict(list, made)),
+        st.builds(Order, inner, inner, inner, inner),
+        st.builds(Slotted, inner, inner),
+        st.builds(Pair, inner, inner),
+        st.builds(Bag, a=inner, b=inner),
+        st.builds(ValueError, inner, inner),
+    )
+
+
+@settings(deadline=None, max_examples=400)
+@given(boxes(atoms, SAMPLE))
+def test_a_flat_value_weighs_what_the_walk_finds(value: Any) -> None:
+    assert _all_of(value) is not None
+    assert (_all_of(value), False) == _Walk().weigh(value)
+
+
+@settings(deadline=None, max_examples=400)
+@given(boxes(atoms | boxes(atoms, 5), 8), st.data())
+def test_a_nested_value_weighs_what_the_walk_finds(value: Any, data: st.DataObject) -> None:
+    if type(value) is list and value:
+        # The same container twice, or inside itself.
+        value.append(data.draw(st.sampled_from([*value, value])))
+    size, estimated = _Walk().weigh(value)
+    assert estimated is False
+    assert _all_of(value) == size
+
+
+def test_rows_with_the_same_names_weigh_what_the_walk_finds() -> None:
+    names = [f"name {i}" for i in range(5)]
+    rows: list[dict[str, Any]] = [dict.fromkeys(names, i + 0.5) for i in range(10)]
+    copied = [{f"name {j}": f"{i} {j}" for j in range(5)} for i in range(10)]
+    for value in (rows, copied, [*rows, {}, *copied], [*rows, {names[0]: 1}, rows[0].copy()]):
+        assert (_all_of(value), False) == _Walk().weigh(value)
+
+
+class Dressed(list[Any]):
+    __sizeof__ = object.__sizeof__
+
+
+class Noted(Pair):
+    """A named tuple with attributes, too."""
+
+
+def noted() -> Noted:
+    made = Noted("a", "b")
+    made.note = "n" * 1_000  # type: ignore[attr-defined]
+    return made
+
+
+class Wide(tuple[Any, ...]):
+    __slots__ = ()
+
+
+class Metered:
+    nbytes = MEGA
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(Raising, lambda: Answering(5_000), Unhashable, lambda: Array(5_000), Metered, noted),
+        *(lambda: Listed("abc"), lambda: Dressed("abc"), lambda: Steps({1: 2}), Counter),
+        *(lambda: array.array("b", b"abc"), lambda: memoryview(b"abc"), lambda: getLogger("a")),
+        *(lambda: list(range(SAMPLE + 1)), lambda: dict.fromkeys(range(SAMPLE + 1))),
+        lambda: Bag(**{f"a{i}": f"text {i}" for i in range(SAMPLE + 1)}),
+        lambda: Wide(f"text {i}" for i in range(SAMPLE + 1)),
+        lambda: [[[str(i + j) for i in range(32)] for j in range(32)] for _ in range(2)],
+        lambda: [Bag(**{f"a{i}": str(i + j) for i in range(SAMPLE)}) for j in range(SAMPLE)],
+        lambda: [{f"a{i + j}": 1_000.5 for i in range(SAMPLE)} for j in range(SAMPLE)],
+    ],
+)
+def test_all_else_is_left_to_the_walk(make: Callable[[], Any]) -> None:
+    made = make()
+    for value in (made, [made], {"a": made}, Bag(a=made)):
+        assert _all_of(value) is None
+        assert weigh(value) == _Walk().weigh(value)
+
+
+@pytest.mark.parametrize("grows", [True, False])
+def test_a_small_container_may_change_between_any_two_lines(grows: bool) -> None:
+    few = {"a" * 50: 1_000.5}
+    many = few | {f"k{i}": f"text {i}" for i in range(20)}
+    first, then = (few, many) if grows else (many, few)
+    value = dict(first)
+    moments = {weigh(value)}
+    value.clear()
+    value.update(then)
+    moments.add(weigh(value))
+    before = sys.gettrace()
+    line = 0
+    changed = True
+    while changed:
+        line += 1
+        changed = False
+        value = dict(first)
+        lines = iter(range(line))
+
+        def trace(frame: types.FrameType, event: str, _: object) -> Any:
+            nonlocal changed
+            if frame.f_code is not _all_of.__code__:
+                return None
+            if event == "line" and next(lines, None) is None and not changed:  # noqa: B023
+                changed = True
+                value.clear()  # noqa: B023
+                value.update(then)  # noqa: B023
+            return trace
+
+        sys.settrace(trace)
+        try:
+            weight = weigh(value)
+        finally:
+            sys.settrace(before)
+        # Never the shell or the names of one moment with the values of another.
+        assert weight in moments
+    assert line > 10
+
+
 # ---- keys
 
 
@@ -691,6 +837,24 @@ def test_keys_weigh_all_their_parts_exactly() -> None:
     expected += inner + sys.getsizeof(frozenset({1})) + inner + sys.getsizeof(1_000.5)
     assert weigh_key(form) == expected
     assert weigh_key(()) == sys.getsizeof(())
+
+
+def test_what_a_key_holds_twice_weighs_once() -> None:
+    text, twin = ("".join(["a"] * 100) for _ in range(2))
+    alone = sys.getsizeof(text)
+    pair = sys.getsizeof((1, 2))
+    assert weigh_key((text, text)) == pair + alone
+    assert weigh_key((text, twin)) == pair + 2 * alone
+    assert weigh_key((list, list)) == pair
+    assert weigh_key(((text, text), (twin, text))) == 3 * pair + 2 * alone
+    assert weigh_key((1, 1.0)) == pair + sys.getsizeof(1) + sys.getsizeof(1.0)
+    assert weigh_key((b"a", "a")) == pair + sys.getsizeof(b"a") + sys.getsizeof("a")
+
+
+def test_text_and_bytes_are_not_compared() -> None:
+    """Under -bb, Python raises where they are; their hashes are equal."""
+    run = "from async_safe_cache._weight import *; weigh_key(('a', b'a')); weigh(['a', b'a'])"
+    subprocess.run([sys.executable, "-bb", "-c", run], check=True, timeout=60)
 
 
 def test_long_and_deep_keys_weigh_all_they_hold() -> None:

@@ -1244,8 +1244,8 @@ self.running[flight] = None
         line="§6",
         what="A container is weighed without what it holds.",
         file="_weight.py",
-        old="return _Walk().weigh(value)",
-        new="return getsizeof(value), False",
+        old="size = _all_of(value)",
+        new="size: int | None = getsizeof(value)",
         found_by=("tests/test_weight.py::test_containers_weigh_what_the_allocator_says",),
     ),
     Mutant(
