@@ -31,6 +31,7 @@ class Background:
         failing: Runs that failed since the last good one.
         last_error: Type name of the last failure.
         last_success: Clock's time of the last good run.
+        wanted: Whether it was started and not stopped.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Background:
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
         self._ending: list[asyncio.Task[None]] = []  # stopped, not yet ended; bounded by stop()
-        self._wanted = False
+        self.wanted = False
         self._pulse: Pulse | None = None  # of the job's loop, while that stands still
         self._looked = 0.0
         self._lock = threading.RLock()  # several loops may start it at once
@@ -63,7 +64,7 @@ class Background:
 
     def revive(self) -> None:
         """Start the job in the running loop if it should run and its loop is dead."""
-        if not self._wanted:
+        if not self.wanted:
             return
         task = self._task
         if task is not None and not task.done():
@@ -92,7 +93,7 @@ class Background:
         """Run the job in the running loop, unless it runs already."""
         loop = asyncio.get_running_loop()
         with self._lock:
-            self._wanted = True
+            self.wanted = True
             if not self.running:
                 self._pulse = None
                 # A context of its own: the job pins and sees no request.
@@ -118,7 +119,7 @@ class Background:
         So does a second caller: the first may have been cancelled while it waited.
         """
         with self._lock:
-            self._wanted = False
+            self.wanted = False
             if self._task is not None:
                 self._ending.append(self._task)
                 self._task = None
@@ -177,7 +178,7 @@ class Background:
         success = self.last_success
         return {
             "running": self.running,
-            "wanted": self._wanted,
+            "wanted": self.wanted,
             "interval": self.interval,
             "errors": self.errors,
             "failing": self.failing,

@@ -210,12 +210,13 @@ def _is_method(fn: Any, names: tuple[str, ...]) -> bool:
 
 
 def _miss_async(cache: AsyncSafeCache, function: CachedFunction) -> Callable[..., Any]:
-    load, revive, address = cache._loads.load, cache._sweeper.revive, function.address
+    load, sweeper, address = cache._loads.load, cache._sweeper, function.address
     options = function.options
 
     def miss(values: tuple[Any, ...]) -> Any:
         space, key, kind = address(values)
-        revive()
+        if sweeper.wanted:
+            sweeper.revive()
         return load(space, key, kind, function.invoke, (values,), options)
 
     return miss if options.after_close == "error" else _unless_closed(cache, function, miss)

@@ -146,7 +146,8 @@ class Flight:
         load: What is to be loaded and how, for whoever opened it.
         keep: Whether it goes on when its last waiter leaves.
         depth: Loads that started each other down to this one.
-        waiters: Who waits for the outcome, and in which loop. Bounded by the callers.
+        waiters: Who waits for the outcome, and in which loop: to join is to be here.
+            Bounded by the callers.
         watchers: Who waits for the clean-up. Bounded by the callers.
         waits_on: Flights that this load waits for itself, by waiter.
         fenced: An invalidation came; the result must not be stored.
@@ -211,11 +212,14 @@ class Flights:
         self.running: dict[Flight, None] = {}  # every load not ended, fenced ones too
         self.overlapping = 0
 
-    def get(self, key: Place) -> Flight | None:
-        """Locked. Return the flight registered for *key*, which may be cancelling."""
+    def get(self, key: Place, here: Loop | None) -> Flight | None:
+        """Locked. Return the flight registered for *key*, which may be cancelling.
+
+        *here* is the loop of the caller: it is not closed.
+        """
         flight = self._registry.get(key)
-        if flight is None:
-            return None
+        if flight is None or flight.loop is here:
+            return flight
         if flight.loop is not None and flight.loop.is_closed():
             # Its loop died without ending its tasks: whoever waits loads for himself.
             wake(self.bury(flight.loop)[0], None)
@@ -240,10 +244,6 @@ class Flights:
         flight.fenced = True
         self.running[flight] = None
         return flight
-
-    def join(self, flight: Flight, waiter: Waiter, loop: Loop | None) -> None:
-        """Locked. Add *waiter* to those who get the outcome."""
-        flight.waiters[waiter] = loop
 
     def watch(self, flight: Flight, waiter: Waiter, loop: Loop | None) -> None:
         """Locked. Add *waiter* to those who wait until *flight* is out of the way."""

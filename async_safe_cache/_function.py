@@ -54,6 +54,7 @@ class CachedFunction:
         "options",
         "orphaned",
         "parameters",
+        "simple",
         "space",
         "store",
     )
@@ -80,6 +81,7 @@ class CachedFunction:
         self.parameters = parameters
         self.is_async = is_async
         self.is_method = is_method and not has_key
+        self.simple = not is_method and not has_key
         self.key_function: Callable[[tuple[Any, ...]], object] | None = None
         self.options = options
         self.counters = Counters()
@@ -149,14 +151,14 @@ class CachedFunction:
             UnsupportedKeyError: An argument cannot be part of a key.
             Exception: Whatever `key=` raised.
         """
+        if self.simple:
+            key, kind = call_key(values, self.parameters)
+            return self.space, key, kind
         if self.key_function is not None:
             key = canonical(self.key_function(values), f"key= of {self.name}", raw=True)
             return self.space, key, None
-        if self.is_method:
-            key, kind = call_key(values[1:], self.parameters[1:])
-            return self.space_of(values[0]), key, kind
-        key, kind = call_key(values, self.parameters)
-        return self.space, key, kind
+        key, kind = call_key(values[1:], self.parameters[1:])
+        return self.space_of(values[0]), key, kind
 
     def spaces(self) -> Iterable[Namespace]:
         """Return all namespaces of the function."""

@@ -65,6 +65,7 @@ Turn = tuple[Step, Flight, float, Any]
 """What to do, with which flight, when it began, and the waiter of this caller."""
 
 # Looked up once: an Enum's members cost a call each before 3.12.
+_OPEN: Final = State.OPEN
 _JOIN: Final = Step.JOIN
 _LEAD: Final = Step.LEAD
 _CLEAN_UP: Final = Step.CLEAN_UP
@@ -227,11 +228,12 @@ class Loads:
         """Decide, in one step, what this caller does; *owner* is the loop of a load of its own."""
         engine, store, flights = self.engine, self.store, self.flights
         now = engine.clock()
-        dropped: list[object] = []
+        dropped: list[object]
         with self._lock:
             if engine.later:
+                dropped = []  # dies after the lock
                 engine.catch_up(dropped)
-            if engine.state is not State.OPEN:
+            if engine.state is not _OPEN:
                 engine.admit()
             if space.closed:
                 raise CacheClosedError(space.name)
@@ -240,13 +242,13 @@ class Loads:
                 recent.last = now
             else:
                 recent.roll(now, engine.stats)
-            if not refresh:
+            if not refresh and key in space.data:
                 entry = store.find(space, key, now)
                 if entry is not None:
                     space.counters.other_hits += not counted
                     return entry
             place = space, key
-            flight = flights.get(place)
+            flight = flights.get(place, loop)
             if flight is None:
                 if store.bypassed:
                     self._refuse_recursion(current, place)
@@ -278,7 +280,7 @@ class Loads:
                 else:
                     if not counted:
                         space.counters.coalesced += 1
-                    flights.join(flight, waiter, loop)
+                    flight.waiters[waiter] = loop
                     step = _JOIN
             if current is not None:
                 current.wait_for(flight, waiter)

@@ -439,7 +439,7 @@ async def test_the_bare_form_uses_the_default_cache() -> None:
     assert not cache.closed
     await cache.aclose()
     await cache.start()
-    cache._sweeper._wanted = False
+    cache._sweeper.wanted = False
 
 
 def test_every_public_name_is_there_and_documented() -> None:
