@@ -8,6 +8,7 @@ and memory. A slice begins with the first event after 10 seconds other than a hi
 """
 
 import math
+from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Final, final
@@ -31,33 +32,48 @@ class _Slice:
     def __init__(self, begin: float, stats: CacheStats) -> None:
         self.begin = begin
         self.stats = stats
-        self.waits: Counter[int] = Counter()  # bounded: 8 per octave of a float's range
+        self.waits: dict[int, int] = {}  # bounded: 8 per octave of a float's range
 
 
 @final
 class Recent:
-    """The last five minutes."""
+    """The last five minutes.
+
+    Attributes:
+        fresh: What callers waited and nobody has counted yet, in seconds: to wait
+            costs its caller one append. Bounded by who waited since the last landing.
+    """
 
     def __init__(self, now: float) -> None:
         count = int(WINDOW / SLICE) + 1
         self._slices: deque[_Slice] = deque([_Slice(now, CacheStats())], maxlen=count)
+        self.fresh: list[float] = []
         self.next = now + SLICE
         self.last = now
 
     def roll(self, now: float, snapshot: Callable[[], CacheStats]) -> None:
         """Note an event, before it is counted; begin a new slice when the last one is over."""
         if now >= self.next:
+            self.count_waits()
             # What was counted until now happened at the last event at the latest.
             self._slices.append(_Slice(self.last, snapshot()))
             self.next = now + SLICE
         self.last = now
 
-    def waited(self, seconds: float) -> None:
-        """Count one caller that waited *seconds*."""
-        if seconds > 0:
-            mantissa, exponent = math.frexp(seconds)  # mantissa from 1/2 to 1
+    def count_waits(self) -> None:
+        """Locked. Count those who waited; a burst waits alike, and costs little more than one."""
+        fresh = self.fresh
+        waits = fresh[:]
+        del fresh[: len(waits)]  # not clear(): others append meanwhile
+        waits.sort()
+        counts = self._slices[-1].waits
+        place = bisect_right(waits, 0.0)
+        while place < len(waits):
+            mantissa, exponent = math.frexp(waits[place])  # mantissa from 1/2 to 1
             step = PER_OCTAVE * exponent + int(2 * PER_OCTAVE * mantissa)
-            self._slices[-1].waits[step] += 1
+            after = bisect_left(waits, _upto(step), place)
+            counts[step] = counts.get(step, 0) + after - place
+            place = after
 
     def since(self, now: float, window: float) -> tuple[float, CacheStats]:
         """Return when the slice began that reaches back *window* seconds, and its counters."""
@@ -73,21 +89,25 @@ class Recent:
         return (stats.evictions - then.evictions) * MINUTE / max(MINUTE, now - begin)
 
     def response_time(self, now: float, stats: CacheStats) -> float:
-        """Return the p95 of what callers waited in 5 minutes, in ms; those who did not, count 0."""
+        """Locked. Return the p95 of waits in 5 minutes, in ms; who did not wait counts 0."""
+        self.count_waits()
         begin, then = self.since(now, WINDOW)
         waits: Counter[int] = Counter()
         for each in self._slices:
             if each.begin >= begin:
-                for step, count in tuple(each.waits.items()):  # one step: others count on
-                    waits[step] += count
+                waits.update(each.waits)
         above = max(stats.calls - then.calls, waits.total()) * 0.05
         for step in sorted(waits, reverse=True):
             above -= waits[step]
             if above < 0:
-                exponent, part = divmod(step - PER_OCTAVE, PER_OCTAVE)
-                upto = math.ldexp((PER_OCTAVE + part + 1) / (2 * PER_OCTAVE), exponent)
-                return round(upto * 1000, 4)
+                return round(_upto(step) * 1000, 4)
         return 0.0
+
+
+def _upto(step: int) -> float:
+    """Return the seconds at which *step* of the histogram ends."""
+    exponent, part = divmod(step - PER_OCTAVE, PER_OCTAVE)
+    return math.ldexp((PER_OCTAVE + part + 1) / (2 * PER_OCTAVE), exponent)
 
 
 def report(

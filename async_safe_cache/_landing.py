@@ -26,6 +26,9 @@ __all__ = ["Landing", "Load", "trimmed"]
 
 _log = logging.getLogger("async_safe_cache")
 
+MANY: Final = 256
+"""Callers that waited and are not counted yet, until a landing counts them."""
+
 FAILURE_WEIGHT: Final = 1024
 """Bytes accounted for a remembered exception, whose own are unknown."""
 
@@ -91,6 +94,8 @@ class Landing:
         with self._lock:
             if engine.later:
                 engine.catch_up(dropped)
+            if len(engine.recent.fresh) > MANY:
+                engine.recent.count_waits()
             space.counters.loads += 1
             shared = True
             if not self.flights.land(flight):

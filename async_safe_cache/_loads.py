@@ -149,7 +149,7 @@ class Loads:
             if outcome is None:
                 continue  # nobody answered: its loop died
             if not refresh and outcome.ended is not None:
-                self.engine.recent.waited(outcome.ended - begun)
+                self.engine.recent.fresh.append(outcome.ended - begun)
             failure = outcome.failure
             if failure is None:
                 return outcome.value
@@ -204,7 +204,7 @@ class Loads:
             if outcome is None:
                 continue
             if outcome.ended is not None:
-                self.engine.recent.waited(outcome.ended - begun)
+                self.engine.recent.fresh.append(outcome.ended - begun)
             failure = outcome.failure
             if failure is None:
                 return outcome.value
