@@ -326,9 +326,12 @@ class Engine:
 
         return self.write(action)
 
-    def clear(self) -> list[Collection[object]]:
-        """Remove everything and fence every load; return what is to be freed in slices."""
-        wreck: list[Collection[object]] = []
+    def clear(self) -> list[Any]:
+        """Remove everything and fence every load; return what is to be freed in slices.
+
+        The entries themselves are freed by `sweep`, if by no later write.
+        """
+        wreck: list[Any] = []
 
         def action(now: float, dropped: list[object], doomed: list[Flight]) -> int:
             for space, key in self.flights.registered():
@@ -353,12 +356,19 @@ class Engine:
         return bool(self.write(action))
 
     def sweep(self, now: float, limit: int) -> bool:
-        """Free up to *limit* due entries; tell whether there may be more."""
+        """Free up to *limit* entries that are cleared or due; tell whether there may be more."""
         dropped: list[object] = []
         with self._lock:
             self.catch_up(dropped)
             self.recent.roll(now, self.stats)
             return self.store.free(now, limit, dropped) == limit
+
+    def bury(self, limit: int) -> bool:
+        """Free up to *limit* cleared entries; tell whether there may be more."""
+        dropped: list[object] = []
+        with self._lock:
+            self.catch_up(dropped)
+            return self.store.free(-math.inf, limit, dropped) == limit
 
     def _fence(self, space: Namespace, key: DataKey, doomed: list[Flight]) -> bool:
         fenced, abandoned = self.flights.fence((space, key))
@@ -403,6 +413,7 @@ class Engine:
         if torn or self.state is State.CLOSED:
             self.store.clear(-math.inf)
             self.store.forget_removals()
+            self.store.forget_graves()
         for counters in (self.retired, *self.counters):
             counters.forget()
         self.misses_by_reason = dict.fromkeys(MissReason, 0)
