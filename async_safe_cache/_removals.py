@@ -19,7 +19,7 @@ giants would weigh more than the cache.
 """
 
 from collections.abc import Hashable, Iterator
-from typing import Any, Final, cast, final
+from typing import Any, Final, final
 
 from ._keys import DataKey, digest
 from .outcomes import MissReason
@@ -33,16 +33,15 @@ SMALL_KEY: Final = 48
 _SMALL_INT: Final = 1 << 8 * SMALL_KEY
 
 
-def _is_small(key: object) -> bool:
+def _is_small(key: Any) -> bool:
     """Tell whether a removal record may hold *key* itself."""
     kind = type(key)
-    if kind is str or kind is bytes:
-        return len(cast("str", key)) <= SMALL_KEY
     if kind is int:
-        return -_SMALL_INT < cast("int", key) < _SMALL_INT
+        return -_SMALL_INT < key < _SMALL_INT
+    if kind is str or kind is bytes:
+        return len(key) <= SMALL_KEY
     if kind is tuple:
-        parts = cast("tuple[object, ...]", key)
-        return len(parts) <= 8 and all(map(_is_small, parts))
+        return len(key) <= 8 and all(map(_is_small, key))
     return key is None or isinstance(key, (type, bool, float))
 
 
@@ -105,9 +104,8 @@ class RemovalRecord:
 
     def add(self, space: Hashable, key: DataKey, reason: MissReason, live: int) -> None:
         """Remember why *key* is gone; *live* entries were held a moment before."""
-        kind = type(key)
-        if not (kind is str and len(cast("str", key)) <= SMALL_KEY):
-            key = _mark(key)
+        if not _is_small(key):
+            key = digest(key)
         newest = self._newest
         known = newest.gone.get(space)
         if known is None:
