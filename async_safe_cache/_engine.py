@@ -172,7 +172,7 @@ class Engine:
             if key[0] is space:
                 # Whoever still waits keeps the load alive; nobody new can ask for it.
                 self.flights.fence(key)
-        self.store.clear_space(space, RemovalCause.COLLECTED, -math.inf, dropped)
+        self.store.clear_spaces((space,), RemovalCause.COLLECTED, -math.inf, dropped)
 
     def measure(self, load_key: DataKey, value: object) -> int:
         """Return the bytes of an entry, overhead included; runs the user's weigher."""
@@ -322,7 +322,7 @@ class Engine:
             for space, key in self.flights.registered():
                 if space in gone and self._fence(space, key, doomed):
                     self.store.remove(space, key, cause, now, dropped, fenced=True)
-            return sum(self.store.clear_space(space, cause, now, dropped) for space in gone)
+            return self.store.clear_spaces(gone, cause, now, dropped)
 
         return self.write(action)
 

@@ -37,7 +37,8 @@ def _is_small(key: Any) -> bool:
     """Tell whether a removal record may hold *key* itself."""
     kind = type(key)
     if kind is int:
-        return -_SMALL_INT < key < _SMALL_INT
+        small: bool = -_SMALL_INT < key < _SMALL_INT
+        return small
     if kind is str or kind is bytes:
         return len(key) <= SMALL_KEY
     if kind is tuple:
@@ -98,7 +99,8 @@ class RemovalRecord:
 
     def __init__(self) -> None:
         self._newest = Segment()
-        # Oldest first. Bounded by _drop(): three, and a few while the store grows.
+        # Oldest first. Bounded by _drop(): three, a few while the store grows, and one for
+        # each clear of many; the newest is never full.
         self._segments: list[Segment] = [self._newest]
         self._quota = LEAST // 2  # of the newest
 
@@ -125,10 +127,11 @@ class RemovalRecord:
         if self._newest.size >= self._quota:
             self._rotate(live)
 
-    def foresee(self, live: int) -> Segment:
-        """Return a segment for *live* removals of this moment, which are written down later."""
-        self._rotate(live)
-        segment = Segment(min(live, MOST))
+    def foresee(self, size: int, live: int) -> Segment:
+        """Return a segment for *size* removals of this moment, which are written down later."""
+        if self._newest.size:
+            self._rotate(live)
+        segment = Segment(min(size, MOST))
         self._segments.insert(-1, segment)
         self._drop(live)
         self._quota = LEAST // 2  # what is left to pay for records decides soon

@@ -24,6 +24,7 @@ whatever needs room, or frees what is due, digs the graves over first.
 """
 
 import threading
+from collections.abc import Collection
 from math import inf
 from typing import Any, ClassVar, Final, final
 from weakref import ref
@@ -36,15 +37,16 @@ from .outcomes import MissReason, RemovalCause
 
 __all__ = ["ENTRY_OVERHEAD", "Counters", "Entry", "Namespace", "Store"]
 
-ENTRY_OVERHEAD: Final = 704
+ENTRY_OVERHEAD: Final = 640
 """Bytes of the library's own per entry: its slots, its places in the dict of its
-namespace, in the recency order and in the expiry index, and its removal records."""
+namespace, in the recency order and in the expiry index, and one and a half removal
+records with their keys. Measured: see docs/memory.md."""
 
 PER_WRITE: Final = 4
 """Dead or due entries that one write frees on its way."""
 
-FEW: Final = 64
-"""Entries that a clear removes one by one; more of them get a grave."""
+FEW: Final = 500
+"""Entries that a clear of functions removes one by one; more of them get a grave."""
 
 COMMON: Final = 1_024
 """Weights that are kept to be shared by the entries that have the same."""
@@ -170,7 +172,7 @@ class Store:
     """All entries of one cache.
 
     Complexity: every operation O(1) amortised, plus what it evicts or frees;
-    `clear` O(namespaces); `clear_space` O(1); `check` O(entries).
+    `clear` and `clear_spaces` O(namespaces); `check` O(entries).
 
     Attributes:
         count: Entries held, expired ones that nobody freed yet included.
@@ -351,27 +353,34 @@ class Store:
             freed += len(due)
         return freed
 
-    def clear_space(
-        self, space: Namespace, cause: RemovalCause, now: float, dropped: list[object]
+    def clear_spaces(
+        self,
+        spaces: Collection[Namespace],
+        cause: RemovalCause,
+        now: float,
+        dropped: list[object],
     ) -> int:
-        """Remove every entry of *space*; the memory of many is freed by later writes and sweeps."""
-        held = len(space.data)
+        """Remove every entry of *spaces*; the memory of many is freed later, in slices."""
+        held = sum([len(space.data) for space in spaces])
         if held <= FEW:
-            for entry in list(space.data.values()):
-                expired = entry.deadline <= now
-                self._unlink(entry, RemovalCause.EXPIRED if expired else cause, dropped)
-        else:
-            records = self._record.foresee(held) if cause in _REASON_OF else None
-            self._entomb(space, cause, now, records, placed=True)
-            del self._occupied[space]
+            for space in spaces:
+                for entry in list(space.data.values()):
+                    expired = entry.deadline <= now
+                    self._unlink(entry, _EXPIRED if expired else cause, dropped)
+            return held
+        records = self._record.foresee(held, self.count) if cause in _REASON_OF else None
+        for space in spaces:
+            if space.data:
+                self._entomb(space, cause, now, records, placed=True)
+                del self._occupied[space]
         return held
 
     def clear(self, now: float) -> list[Any]:
         """Remove everything; return the old containers, to be emptied in slices.
 
-        The entries themselves lie in graves, which are freed as in `clear_space`.
+        The entries themselves lie in graves, which are freed as in `clear_spaces`.
         """
-        records = self._record.foresee(self.count) if self.count else None
+        records = self._record.foresee(self.count, self.count) if self.count else None
         for graves in self._graves.values():
             for grave in graves:
                 grave.placed = False

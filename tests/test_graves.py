@@ -18,11 +18,18 @@ from hypothesis import strategies as st
 from async_safe_cache import AsyncSafeCache, MissReason, race_safe_cached
 from async_safe_cache._closing import SLICE
 from async_safe_cache._removals import LEAST, MOST
-from async_safe_cache._store import FEW, PER_WRITE, Store
+from async_safe_cache._store import PER_WRITE, Store
 
 from .virtual import VirtualClock, at_once, run_virtual
 
+FEW = 64
 MANY = 4 * FEW
+
+
+@pytest.fixture(autouse=True)
+def _few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a clear of many begin where tests are still quick."""
+    monkeypatch.setattr("async_safe_cache._store.FEW", FEW)
 
 
 class Pair:
@@ -347,3 +354,26 @@ def test_an_instance_that_is_gone_leaves_its_many_entries_to_later_writes(
         at_once(cache.set("other", number))
     assert cache._engine.store._dead == 0
     assert cache.stats().removals_by_cause["COLLECTED"] == MANY
+
+
+def test_clearing_a_method_of_many_instances_is_one_clear(clock: VirtualClock) -> None:
+    cache = AsyncSafeCache(clock=clock)
+
+    class Shop:
+        @race_safe_cached(cache)
+        def price(self, number: int) -> int:
+            return number
+
+    shops = [Shop() for _ in range(MANY // 2)]
+    for shop in shops:
+        for number in range(3):
+            shop.price(number)
+    keys = [cache.key_for(shop.price, 2) for shop in shops]
+    at_once(cache.set("other", 1))
+    at_once(cache.invalidate(shops[0].price, 0))
+    for shop in shops:
+        shop.price.cache_clear()  # type: ignore[attr-defined]
+    assert len(cache) == 1
+    assert {at_once(cache.lookup(key)).reason for key in keys} == {MissReason.CLEARED}
+    assert len(cache._engine.store._record._segments) <= 4
+    cache.check()

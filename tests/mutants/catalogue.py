@@ -1370,7 +1370,7 @@ self.running[flight] = None
         line="§7",
         what="After a clear every miss is ABSENT.",
         file="_store.py",
-        old="records = self._record.foresee(self.count) if self.count else None",
+        old="records = self._record.foresee(self.count, self.count) if self.count else None",
         new="records = None",
         found_by=(
             "a_miss_tells_the_truth_whoever_freed_the_memory",
@@ -1392,7 +1392,7 @@ self.running[flight] = None
     Mutant(
         name="second-removal-is-not-the-latest",
         line="§7",
-        what="A key removed again keeps its old place in the record, and is forgotten too early.",
+        what="Of a key that was removed again, the older reason is told.",
         file="_removals.py",
         old="for segment in reversed(self._segments):",
         new="for segment in self._segments:",
