@@ -44,8 +44,8 @@ D = TypeVar("D")
 V = TypeVar("V")
 K = TypeVar("K")
 
-SWEEP_SLICE: Final = 100
-"""Entries that the sweeper frees between two turns of the loop: well under 0.5 ms."""
+SWEEP_SLICE: Final = 500
+"""Entries that the sweeper frees between two turns of the loop: about 0.5 ms."""
 
 HEALTH_WORK: Final = 1_000
 """Expired entries and seconds that health looks at; the rest it counts as live."""
@@ -391,7 +391,7 @@ class AsyncSafeCache:
             CacheClosedError: The cache is closed.
         """
         self._engine.admit()
-        await emptied(self._engine.clear())
+        await emptied(self._engine.clear(), self._engine.bury)
 
     # -- decorated functions
 
@@ -575,7 +575,7 @@ class AsyncSafeCache:
         await self._sweeper.stop(max(0.0, deadline - loop.time()))
         await closing.ended(lambda: engine.flights.running, deadline, threads=False)
         await closing.workers_ended(deadline)
-        await emptied(wreck)
+        await emptied(wreck, engine.bury)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -634,7 +634,7 @@ class AsyncSafeCache:
         return function, function.bind(*instance, *args, **kwargs)
 
     async def _sweep(self) -> None:
-        """Free what is due now, in slices."""
+        """Free what is cleared or due now, in slices."""
         self._engine.guards.bury_closed()  # nobody may ever ask for their keys again
         now = self._engine.clock()
         while self._engine.sweep(now, SWEEP_SLICE):  # noqa: ASYNC110 - not waiting: working

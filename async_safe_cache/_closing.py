@@ -9,7 +9,7 @@ must end, and freeing memory in slices, awaits.
 import asyncio
 import math
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, final
 
 from ._engine import Engine, State, cancel
@@ -29,7 +29,7 @@ from .errors import CacheClosedError
 __all__ = ["Closing", "emptied"]
 
 SLICE: Final = 1_000
-"""Members of a cleared container freed between two turns of the loop."""
+"""Members of a cleared container, or cleared entries, freed between two turns of the loop."""
 
 _FOR_EVER: Final = 1e9  # seconds; a loop cannot wait until infinity
 
@@ -54,7 +54,7 @@ class Closing:
             if self.engine.state is State.OPEN:
                 self.engine.state = State.DRAINING if drain else State.CLOSED
 
-    def finish(self) -> list[Collection[object]]:
+    def finish(self) -> list[Any]:
         """Close for good, unless reopened meanwhile; return what is to be freed in slices."""
         with self._lock:
             if self.engine.state is State.OPEN:
@@ -149,16 +149,18 @@ class Closing:
             self.flights.leave(flight, waiter)
 
 
-async def emptied(wreck: list[Collection[object]]) -> None:
-    """Free cleared containers in slices, so that no turn of the loop takes long."""
+async def emptied(wreck: list[Any], bury: Callable[[int], bool]) -> None:
+    """Free what was cleared in slices, so that no turn of the loop takes long."""
+    while bury(SLICE):  # noqa: ASYNC110 - not waiting: working
+        await asyncio.sleep(0)
     budget = SLICE
     while wreck:
-        container: Any = wreck[-1]
-        take = getattr(container, "popitem", None) or container.pop
+        container = wreck.pop()
         while container:
-            take()
+            _, part = container.popitem()
+            if part is not None:
+                wreck.append(part)  # a container of containers
             budget -= 1
             if not budget:
                 await asyncio.sleep(0)
                 budget = SLICE
-        wreck.pop()

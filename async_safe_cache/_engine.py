@@ -176,7 +176,7 @@ class Engine:
             if key[0] is space:
                 # Whoever still waits keeps the load alive; nobody new can ask for it.
                 self.flights.fence(key)
-        self.store.clear_space(space, RemovalCause.COLLECTED, -math.inf, dropped)
+        self.store.clear_spaces((space,), RemovalCause.COLLECTED, -math.inf, dropped)
 
     def measure(self, load_key: DataKey, value: object) -> int:
         """Return the bytes of an entry, overhead included; runs the user's weigher."""
@@ -326,13 +326,16 @@ class Engine:
             for space, key in self.flights.registered():
                 if space in gone and self._fence(space, key, doomed):
                     self.store.remove(space, key, cause, now, dropped, fenced=True)
-            return sum(self.store.clear_space(space, cause, now, dropped) for space in gone)
+            return self.store.clear_spaces(gone, cause, now, dropped)
 
         return self.write(action)
 
-    def clear(self) -> list[Collection[object]]:
-        """Remove everything and fence every load; return what is to be freed in slices."""
-        wreck: list[Collection[object]] = []
+    def clear(self) -> list[Any]:
+        """Remove everything and fence every load; return what is to be freed in slices.
+
+        The entries themselves are freed by `sweep`, if by no later write.
+        """
+        wreck: list[Any] = []
 
         def action(now: float, dropped: list[object], doomed: list[Flight]) -> int:
             for space, key in self.flights.registered():
@@ -357,12 +360,19 @@ class Engine:
         return bool(self.write(action))
 
     def sweep(self, now: float, limit: int) -> bool:
-        """Free up to *limit* due entries; tell whether there may be more."""
+        """Free up to *limit* entries that are cleared or due; tell whether there may be more."""
         dropped: list[object] = []
         with self._lock:
             self.catch_up(dropped)
             self.recent.roll(now, self.stats)
             return self.store.free(now, limit, dropped) == limit
+
+    def bury(self, limit: int) -> bool:
+        """Free up to *limit* cleared entries; tell whether there may be more."""
+        dropped: list[object] = []
+        with self._lock:
+            self.catch_up(dropped)
+            return self.store.free(-math.inf, limit, dropped) == limit
 
     def _fence(self, space: Namespace, key: DataKey, doomed: list[Flight]) -> bool:
         fenced, abandoned = self.flights.fence((space, key))
@@ -407,6 +417,7 @@ class Engine:
         if torn or self.state is State.CLOSED:
             self.store.clear(-math.inf)
             self.store.forget_removals()
+            self.store.forget_graves()
         for counters in (self.retired, *self.counters):
             counters.forget()
         self.misses_by_reason = dict.fromkeys(MissReason, 0)

@@ -5,7 +5,7 @@ the one method on the path of a hit, and must run no Python code of its own.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Generic, TypeVar, final
 
@@ -37,6 +37,12 @@ class LeastRecentlyUsed(Generic[E]):
     def discard(self, entry: E) -> None:
         """Forget *entry*."""
         self._order.pop(entry, None)
+
+    def discard_many(self, entries: Iterable[E]) -> None:
+        """Forget *entries*."""
+        pop = self._order.pop
+        for entry in entries:
+            pop(entry, None)
 
     def take_oldest(self) -> E | None:
         """Take out the entry that should leave next, and return it.

@@ -1,17 +1,20 @@
 """Which entries are due, in O(due).
 
-Entries lie in sets by the second in which they expire, and a heap holds those
-seconds. A bucket whose latest deadline has come is due as a whole: freeing it
-costs its entries and nothing else, however many live ones there are. The one
-bucket that is due in part is walked only when something in it is due, and then
-at most `PARTIAL` entries of it.
+Entries lie in dicts by the second in which they expire, and a heap holds those
+seconds. A second that is over is due as a whole: freeing it costs its entries and
+nothing else, however many live ones there are. The one second that is half gone
+is looked through only while it holds few entries; a crowded one waits for its end.
 
     bucket k holds deadlines in (k - 1, k]
+    soonest  no look finds anything before: a write compares one number
+
+A dict, not a list: an entry that is removed leaves its bucket at once, or its value
+would live on until its deadline.
 """
 
 import heapq
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from math import ceil, inf
 from typing import Final, Generic, Protocol, TypeVar, final
 
 __all__ = ["ExpiryIndex"]
@@ -29,62 +32,46 @@ E = TypeVar("E", bound=Expiring)
 
 
 @final
-class _Bucket(Generic[E]):
-    """Entries of one second, with the bounds of their deadlines.
-
-    The bounds may be wider than the members after a removal, never narrower.
-    """
-
-    __slots__ = ("entries", "first", "last")
-
-    def __init__(self) -> None:
-        self.entries: set[E] = set()
-        self.first = math.inf
-        self.last = -math.inf
-
-    def add(self, entry: E) -> None:
-        self.entries.add(entry)
-        self.first = min(self.first, entry.deadline)
-        self.last = max(self.last, entry.deadline)
-
-
-@final
 class ExpiryIndex(Generic[E]):
     """Finite deadlines of entries, found when due.
 
     Complexity: add and discard O(1) plus O(log seconds) for a new second;
-    due() O(what it returns).
+    take_due() O(what it returns), and O(PARTIAL) when something in a second that
+    is half gone may be due.
+
+    Attributes:
+        soonest: Nothing can be taken before this time.
     """
 
-    __slots__ = ("_buckets", "_seconds")
+    __slots__ = ("_buckets", "_seconds", "soonest")
 
     def __init__(self) -> None:
-        self._buckets: dict[int, _Bucket[E]] = {}  # bounded by the entries: none is empty
-        self._seconds: list[int] = []  # heap; may name emptied buckets, compacted in discard()
+        self._buckets: dict[int, dict[E, None]] = {}  # bounded by the entries: none is empty
+        self._seconds: list[int] = []  # heap; may name emptied buckets, compacted in _forget()
+        self.soonest = inf
 
     def add(self, entry: E) -> None:
         """Take *entry* in; its deadline is finite and does not change while it is here."""
-        second = math.ceil(entry.deadline)
+        deadline = entry.deadline
+        second = ceil(deadline)
         bucket = self._buckets.get(second)
         if bucket is None:
-            bucket = self._buckets[second] = _Bucket()
+            self._buckets[second] = {entry: None}
             heapq.heappush(self._seconds, second)
-        bucket.add(entry)
+        else:
+            bucket[entry] = None
+        self.soonest = min(self.soonest, deadline)
 
     def discard(self, entry: E) -> None:
         """Forget *entry*, if it is here."""
-        if entry.deadline == math.inf:
+        if entry.deadline == inf:
             return
-        second = math.ceil(entry.deadline)
+        second = ceil(entry.deadline)
         bucket = self._buckets.get(second)
-        if bucket is None:
-            return
-        bucket.entries.discard(entry)
-        if not bucket.entries:
-            del self._buckets[second]
-            if len(self._seconds) > 2 * len(self._buckets) + 64:
-                self._seconds = list(self._buckets)
-                heapq.heapify(self._seconds)
+        if bucket is not None:
+            bucket.pop(entry, None)
+            if not bucket:
+                self._forget(second)
 
     def take_due(self, now: float, limit: int) -> list[E]:
         """Take out up to *limit* entries of the earliest second that are due, and return them.
@@ -95,28 +82,53 @@ class ExpiryIndex(Generic[E]):
         while seconds and seconds[0] not in self._buckets:
             heapq.heappop(seconds)
         if not seconds or seconds[0] - 1 >= now:
+            self.soonest = seconds[0] - 1 if seconds else inf
             return []
-        bucket = self._buckets[seconds[0]]
-        entries = bucket.entries
-        if bucket.last <= now:
-            # pop() goes on where it left off; walking from the start would be quadratic.
-            found = [entries.pop() for _ in range(min(limit, len(entries)))]
-        elif bucket.first <= now:
-            found = self._due_in_part(bucket, now, limit)
-            entries.difference_update(found)
-        else:
+        second = seconds[0]
+        bucket = self._buckets[second]
+        if second > now:
+            return self._due_in_part(second, bucket, now, limit)
+        if len(bucket) <= limit:
+            del self._buckets[second]
+            return list(bucket)
+        # popitem() goes on where it left off; walking from the start would be quadratic.
+        take = bucket.popitem
+        return [take()[0] for _ in range(limit)]
+
+    def _due_in_part(self, second: int, bucket: dict[E, None], now: float, limit: int) -> list[E]:
+        """Take out what is due in a second that is half gone, unless it is crowded."""
+        if len(bucket) > PARTIAL:
+            self.soonest = second
             return []
-        if not entries:
-            del self._buckets[seconds[0]]
+        found = [entry for entry in bucket if entry.deadline <= now][:limit]
+        if len(found) < limit:
+            later = (entry.deadline for entry in bucket if entry.deadline > now)
+            self.soonest = min(later, default=second)
+        if len(found) == len(bucket):
+            self._forget(second)
+        elif found:
+            # Anew, or the next look would step over the places of all that ever left.
+            taken = set(found)
+            self._buckets[second] = {entry: None for entry in bucket if entry not in taken}
         return found
 
-    def count_due(self, now: float, work: float = math.inf) -> int:
-        """Return how many entries are past their deadline.
+    def _forget(self, second: int) -> None:
+        """Drop an emptied bucket."""
+        del self._buckets[second]
+        if len(self._seconds) > 2 * len(self._buckets) + 64:
+            self._seconds = list(self._buckets)
+            heapq.heapify(self._seconds)
+
+    def count_due(
+        self, now: float, work: float = inf, holds: Callable[[E], bool] | None = None
+    ) -> int:
+        """Return how many entries are past their deadline; of those that it *holds*, if given.
 
         With *work*, look at about so many seconds and entries, and count the
         others as not due.
 
-        Complexity: O(seconds that are due + entries of the one that is due in part).
+        Complexity: O(seconds that are due + entries of the one that is due in part);
+        with *holds*, O(entries that are due).
         """
         total = 0
         counted: set[int] = set()
@@ -129,50 +141,36 @@ class ExpiryIndex(Generic[E]):
             places += (2 * place + 1, 2 * place + 2)
             second = self._seconds[place]
             bucket = self._buckets.get(second)
-            if bucket is None or second in counted or bucket.first > now:
+            if bucket is None or second in counted:
                 continue
             counted.add(second)
-            if bucket.last <= now:
-                total += len(bucket.entries)
-            elif len(bucket.entries) <= work:
-                work -= len(bucket.entries)
-                total += sum(entry.deadline <= now for entry in bucket.entries)
+            if second <= now and holds is None:
+                total += len(bucket)
+            elif len(bucket) <= work:
+                work -= len(bucket)
+                due = [entry for entry in bucket if entry.deadline <= now]
+                total += len(due) if holds is None else sum(map(holds, due))
         return total
-
-    def _due_in_part(self, bucket: _Bucket[E], now: float, limit: int) -> list[E]:
-        """Return what is due among the first entries of a bucket that is half due."""
-        found: list[E] = []
-        earliest = math.inf
-        for walked, entry in enumerate(bucket.entries):
-            if walked == PARTIAL:
-                return found
-            if entry.deadline <= now:
-                found.append(entry)
-                if len(found) == limit:
-                    return found
-            else:
-                earliest = min(earliest, entry.deadline)
-        # Walked to its end: whatever is due was found and is about to leave.
-        bucket.first = earliest
-        return found
 
     def __iter__(self) -> Iterator[E]:
         for bucket in self._buckets.values():
-            yield from bucket.entries
+            yield from bucket
 
     def __len__(self) -> int:
-        return sum(len(bucket.entries) for bucket in self._buckets.values())
+        return sum(map(len, self._buckets.values()))
 
-    def spoils(self) -> list[set[E]]:
+    def spoils(self) -> dict[int, dict[E, None]]:
         """Return the containers themselves, to be emptied in slices once this index is replaced."""
-        return [bucket.entries for bucket in self._buckets.values()]
+        return self._buckets
 
     def check(self) -> None:
         """Raise AssertionError unless every bucket is sound and can be found."""
+        named = set(self._seconds)
         for second, bucket in self._buckets.items():
-            if not bucket.entries or second not in self._seconds:
+            if not bucket or second not in named:
                 raise AssertionError("broken invariant of the expiry index: a lost or empty bucket")
-            for entry in bucket.entries:
-                inside = second - 1 < entry.deadline <= second
-                if not (inside and bucket.first <= entry.deadline <= bucket.last):
+            if self.soonest > second:
+                raise AssertionError("broken invariant of the expiry index: found too late")
+            for entry in bucket:
+                if not second - 1 < entry.deadline <= second:
                     raise AssertionError("broken invariant of the expiry index: a deadline outside")

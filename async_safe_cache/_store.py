@@ -8,39 +8,54 @@ caller's `dropped` list, which dies after the lock was released: a value's
 
     put     retire old -> free what is due -> evict until it fits -> publish
     remove  only if the namespace still holds *this* entry
+    clear   take the namespace's dict away: a *grave*, which is dug over in slices
 
 While caching is switched off the door in lets nothing pass, so that every hit
 misses without being told to.
 
-`bytes` is changed in `_link` and `_unlink` only. A reader without the lock (a
-hit) relies on the GIL and on that order: an entry is complete before it is
-published and is never changed into another one afterwards.
+`bytes` and `count` change in `_link`, `_unlink` and `_unlink_due`, and by whole
+namespaces in `_entomb`. A reader without the lock (a hit) relies on the GIL and on
+that order: an entry is complete before it is published and is never changed into
+another one afterwards.
+
+An entry in a grave is dead: no read, no count and no eviction meets it. It still
+has its place in the recency order and in the expiry index, and its memory; so
+whatever needs room, or frees what is due, digs the graves over first.
 """
 
 import threading
-from collections import Counter
 from collections.abc import Collection
 from math import inf
 from types import CellType
-from typing import ClassVar, Final, cast, final
+from typing import Any, ClassVar, Final, final
 from weakref import ref
 
 from ._eviction import LeastRecentlyUsed
 from ._expiry import ExpiryIndex
-from ._keys import DataKey, digest
-from ._removals import MOST, RemovalRecord
+from ._keys import DataKey
+from ._removals import MOST, RemovalRecord, Segment
 from .outcomes import MissReason, RemovalCause
 
 __all__ = ["ENTRY_OVERHEAD", "Counters", "Entry", "Namespace", "Store"]
 
-ENTRY_OVERHEAD: Final = 704
+ENTRY_OVERHEAD: Final = 640
 """Bytes of the library's own per entry: its slots, its places in the dict of its
-namespace, in the recency order and in the expiry index, and one removal record."""
+namespace, in the recency order and in the expiry index, and one and a half removal
+records with their keys. Measured: see docs/memory.md."""
 
 PER_WRITE: Final = 4
-"""Due entries that one write frees on its way."""
+"""Dead or due entries that one write frees on its way."""
 
-SMALL_KEY: Final = 48
+FEW: Final = 500
+"""Entries that a clear of functions removes one by one; more of them get a grave."""
+
+COMMON: Final = 1_024
+"""Weights that are kept to be shared by the entries that have the same."""
+
+# By name: a class's attribute costs a write more than it looks.
+_EXPIRED: Final = RemovalCause.EXPIRED
+_EVICTED: Final = RemovalCause.EVICTED
+_REPLACED: Final = RemovalCause.REPLACED
 
 _COUNTED: Final = ("coalesced", "load_errors", "loads", "misses")
 
@@ -100,12 +115,23 @@ class Namespace:
     """The entries of one function, of one instance of a method, or of all raw keys.
 
     Attributes:
+        bytes: What its entries weigh.
         closed: Its function was closed: no load of it may begin.
         timed: Whether its fast lookup looks at deadlines. Where it does not, an
             entry with a deadline has no kind, so that no fast lookup finds it.
     """
 
-    __slots__ = ("__weakref__", "closed", "counters", "data", "name", "owner", "store", "timed")
+    __slots__ = (
+        "__weakref__",
+        "bytes",
+        "closed",
+        "counters",
+        "data",
+        "name",
+        "owner",
+        "store",
+        "timed",
+    )
 
     def __init__(
         self, store: "Store", name: str, counters: Counters, owner: "ref[object] | None" = None
@@ -116,51 +142,58 @@ class Namespace:
         self.owner = owner
         self.closed = False
         self.timed = True
+        self.bytes = 0
         self.data: dict[DataKey, Entry] = {}  # bounded by the store
 
 
 @final
 class Entry:
-    """One stored value. Only `deadline` and `kind` change after it was published."""
+    """One stored value. Only its times and `kind` change after it was published.
 
-    __slots__ = ("born", "deadline", "generation", "key", "kind", "space", "value", "weight")
+    Filled in by `Store.put`: a constructor of its own would double what it costs.
+
+    Attributes:
+        since: When it was stored; of an entry with a deadline, its time to live,
+            an object that many entries share.
+    """
+
+    __slots__ = ("deadline", "key", "kind", "since", "space", "value", "weight")
+
+    space: Namespace
+    key: DataKey
+    kind: object
+    value: object
+    weight: int
+    since: float
+    deadline: float
+
+    @property
+    def born(self) -> float:
+        """When it was stored, but for the rounding of one subtraction."""
+        return self.since if self.deadline == inf else self.deadline - self.since
+
+
+@final
+class _Grave:
+    """The dict that was taken from a namespace: all of it dead, to be freed in slices."""
+
+    __slots__ = ("bytes", "cause", "data", "moment", "placed", "records")
 
     def __init__(
         self,
         space: Namespace,
-        key: DataKey,
-        kind: object,
-        value: object,
-        weight: int,
-        born: float,
-        deadline: float,
-        generation: int,
+        cause: RemovalCause,
+        moment: float,
+        records: Segment | None,
+        *,
+        placed: bool,
     ) -> None:
-        self.space = space
-        self.key = key
-        self.kind = kind
-        self.value = value
-        self.weight = weight
-        self.born = born
-        self.deadline = deadline
-        self.generation = generation
-
-
-def _is_small(key: object) -> bool:
-    """Tell whether a removal record may hold *key* itself."""
-    if isinstance(key, (str, bytes)):
-        return len(key) <= SMALL_KEY
-    if isinstance(key, int):
-        return key.bit_length() <= 8 * SMALL_KEY
-    if isinstance(key, tuple):
-        parts = cast("tuple[object, ...]", key)
-        return len(parts) <= 8 and all(_is_small(part) for part in parts)
-    return key is None or isinstance(key, (type, float))
-
-
-def _mark(space: Namespace, key: DataKey) -> tuple[Namespace, object]:
-    """Return what a removal record knows *key* by: itself, or its digest when large."""
-    return space, key if _is_small(key) else digest(key)
+        self.data = space.data
+        self.bytes = space.bytes
+        self.cause = cause
+        self.moment = moment  # of the clear: what was due by then had expired
+        self.records = records  # where to write down what is dug out, if anywhere
+        self.placed = placed  # whether the recency order and the expiry index still know them
 
 
 @final
@@ -168,9 +201,11 @@ class Store:
     """All entries of one cache.
 
     Complexity: every operation O(1) amortised, plus what it evicts or frees;
-    `clear` O(namespaces + removal records); `check` O(entries).
+    `clear` and `clear_spaces` O(namespaces); `check` O(entries).
 
     Attributes:
+        count: Entries held, expired ones that nobody freed yet included.
+        bytes: What they weigh.
         off: Blocks that are open now, in which nothing is stored here.
         off_everywhere: Blocks that are open now, in which no store stores anything.
     """
@@ -185,15 +220,20 @@ class Store:
         self.max_bytes: float = inf if max_bytes is None else max_bytes
         self.order: LeastRecentlyUsed[Entry] = LeastRecentlyUsed()
         self.touch = self.order.touch  # what a hit does, one attribute away
+        self.count = 0
         self.bytes = 0
-        self.generation = 0
         self.rejected = 0
         self.off = 0
-        self.removals: Counter[RemovalCause] = Counter()  # bounded by RemovalCause
+        self.removals = dict.fromkeys(RemovalCause, 0)
         self.evictions = {"max_entries": 0, "max_memory_bytes": 0}
         self._expiry: ExpiryIndex[Entry] = ExpiryIndex()
         self._record = RemovalRecord()
         self._occupied: dict[Namespace, None] = {}  # those with entries: bounded by them
+        # The youngest last. Bounded by what was held when the clears came.
+        self._graves: dict[Namespace, list[_Grave]] = {}
+        self._dead = 0  # entries in graves
+        self._dead_bytes = 0
+        self._weights: dict[int, int] = {}  # each one to itself; bounded by COMMON
 
     # -- reading
 
@@ -221,14 +261,20 @@ class Store:
             return MissReason.BYPASSED
         if key in space.data:
             return MissReason.EXPIRED
-        return self._record.reason(_mark(space, key))
+        if self._graves:
+            for grave in reversed(self._graves.get(space, ())):
+                entry = grave.data.get(key)
+                if entry is not None and grave.records is not None:
+                    expired = entry.deadline <= grave.moment
+                    return MissReason.EXPIRED if expired else _REASON_OF[grave.cause]
+        return self._record.reason(space, key)
 
     def live(self, now: float, work: float = inf) -> int:
         """Return the number of entries that are not expired.
 
         With *work*, look at so many at the most; what was not looked at counts as live.
         """
-        return len(self.order) - self._expiry.count_due(now, work)
+        return self.count - self._expiry.count_due(now, work, _in_place if self._graves else None)
 
     # -- writing
 
@@ -248,9 +294,8 @@ class Store:
         A value that cannot fit removes the older one of its key: what it
         replaced is not true any more.
         """
-        if self.bypassed:
+        if self.off or Store.off_everywhere:
             return False
-        self.generation += 1
         old = space.data.get(key)
         if weight > self.max_bytes or self.max_entries < 1:
             if old is not None and old.deadline > now:
@@ -259,13 +304,27 @@ class Store:
             return False
         if old is not None:
             expired = old.deadline <= now
-            self._unlink(old, RemovalCause.EXPIRED if expired else RemovalCause.REPLACED, dropped)
-        self.free(now, PER_WRITE, dropped)
-        self._make_room(weight, now, dropped)
-        deadline = inf if ttl is None else now + ttl
-        if deadline != inf and not space.timed:
-            kind = None
-        self._link(Entry(space, key, kind, value, weight, now, deadline, self.generation))
+            self._unlink(old, _EXPIRED if expired else _REPLACED, dropped)
+        # Most of the time `free` and `_make_room` have nothing to do, and are not asked.
+        if self._graves or now >= self._expiry.soonest:
+            self.free(now, PER_WRITE, dropped)
+        if self._graves or self.count >= self.max_entries or self.bytes + weight > self.max_bytes:
+            self._make_room(weight, now, dropped)
+        entry = Entry()
+        entry.space = space
+        entry.key = key
+        entry.kind = kind
+        entry.value = value
+        entry.weight = self._weights.get(weight) or self._common(weight)
+        if ttl is None:
+            entry.since = now
+            entry.deadline = inf
+        else:
+            entry.since = ttl
+            entry.deadline = now + ttl
+            if not space.timed:
+                entry.kind = None
+        self._link(entry)
         return True
 
     def reject(self, space: Namespace, key: DataKey, now: float, dropped: list[object]) -> None:
@@ -275,7 +334,7 @@ class Store:
             # First, or the reason of the next miss would depend on who swept when.
             self._unlink(old, RemovalCause.EXPIRED, dropped)
         self.rejected += 1
-        self._record.add(_mark(space, key), MissReason.REJECTED, len(self.order))
+        self._remember(space, key, MissReason.REJECTED, dropped)
 
     def remove(
         self,
@@ -292,7 +351,6 @@ class Store:
         With *fenced*, a load of *key* was just shut out: the cause is
         remembered even if there was no entry.
         """
-        self.generation += 1
         self.free(now, PER_WRITE, dropped)
         entry = space.data.get(key)
         if entry is not None:
@@ -301,128 +359,289 @@ class Store:
             if fresh:
                 return True
         if fenced:
-            self._record.add(_mark(space, key), _REASON_OF[cause], len(self.order))
+            self._remember(space, key, _REASON_OF[cause], dropped)
         return False
 
     def retime(self, entry: Entry, ttl: float | None, now: float) -> None:
         """Give a fresh *entry* a new time to live from now, as its latest use."""
-        self.generation += 1
+        born = entry.born
         self._expiry.discard(entry)
-        entry.deadline = inf if ttl is None else now + ttl
         if not entry.space.timed:
             entry.kind = None  # for good: the fast lookup would not see the deadline
-        if ttl is not None:
+        if ttl is None:
+            entry.since, entry.deadline = born, inf
+        else:
+            deadline = now + ttl
+            entry.since, entry.deadline = deadline - born, deadline
             self._expiry.add(entry)
         self.touch(entry)
 
     def free(self, now: float, limit: int, dropped: list[object]) -> int:
-        """Remove up to *limit* entries that are due; return how many."""
-        freed = 0
-        while freed < limit:
+        """Free up to *limit* entries that are dead or due; return how many."""
+        freed = self._dig(limit, dropped) if self._graves else 0
+        while freed < limit and now >= self._expiry.soonest:
             due = self._expiry.take_due(now, limit - freed)
             if not due:
                 break
-            for entry in due:
-                self._unlink(entry, RemovalCause.EXPIRED, dropped)
+            self._unlink_due(due, dropped)
             freed += len(due)
         return freed
 
-    def clear_space(
-        self, space: Namespace, cause: RemovalCause, now: float, dropped: list[object]
+    def clear_spaces(
+        self,
+        spaces: Collection[Namespace],
+        cause: RemovalCause,
+        now: float,
+        dropped: list[object],
     ) -> int:
-        """Remove every entry of *space*."""
-        self.generation += 1
-        entries = list(space.data.values())
-        for entry in entries:
-            self._unlink(entry, RemovalCause.EXPIRED if entry.deadline <= now else cause, dropped)
-        return len(entries)
+        """Remove every entry of *spaces*; the memory of many is freed later, in slices."""
+        held = sum([len(space.data) for space in spaces])
+        if held <= FEW:
+            for space in spaces:
+                for entry in list(space.data.values()):
+                    expired = entry.deadline <= now
+                    self._unlink(entry, _EXPIRED if expired else cause, dropped)
+            return held
+        records = self._record.foresee(held, self.count) if cause in _REASON_OF else None
+        for space in spaces:
+            if space.data:
+                self._entomb(space, cause, now, records, placed=True)
+                del self._occupied[space]
+        return held
 
-    def clear(self, now: float) -> list[Collection[object]]:
-        """Remove everything; return the old containers, to be emptied in slices."""
-        self.generation += 1
-        held, due = len(self.order), self._expiry.count_due(now)
-        for entry in reversed(self.order.newest(MOST)):
-            reason = MissReason.EXPIRED if entry.deadline <= now else MissReason.CLEARED
-            self._record.add(_mark(entry.space, entry.key), reason, held)
-        wreck: list[Collection[object]] = [*self._expiry.spoils(), self.order.spoils()]
+    def clear(self, now: float) -> list[Any]:
+        """Remove everything; return the old containers, to be emptied in slices.
+
+        The entries themselves lie in graves, which are freed as in `clear_spaces`.
+        """
+        records = self._record.foresee(self.count, self.count) if self.count else None
+        for graves in self._graves.values():
+            for grave in graves:
+                grave.placed = False
         for space in self._occupied:
-            wreck.append(space.data)
-            space.data = {}
+            self._entomb(space, RemovalCause.CLEARED, now, records, placed=False)
         self._occupied = {}
+        wreck: list[Any] = [self._expiry.spoils(), self.order.spoils()]
         self.order = LeastRecentlyUsed()
         self.touch = self.order.touch
         self._expiry = ExpiryIndex()
-        self.removals[RemovalCause.EXPIRED] += due
-        self.removals[RemovalCause.CLEARED] += held - due
+        self.count = 0
         self.bytes = 0
         return wreck
 
     def forget_counts(self) -> None:
         """Count removals from 0 again."""
         self.rejected = 0
-        self.removals = Counter()
+        self.removals = dict.fromkeys(RemovalCause, 0)
         self.evictions = dict.fromkeys(self.evictions, 0)
 
     def forget_removals(self) -> None:
         """Drop every removal record."""
         self._record.forget()
+        for graves in self._graves.values():
+            for grave in graves:
+                grave.records = None
 
     # -- the two doors
 
     def _link(self, entry: Entry) -> None:
-        self._record.shrink(len(self.order))
-        self.bytes += entry.weight
+        space = entry.space
+        data = space.data
+        if not data:
+            self._occupied[space] = None
+        weight = entry.weight
+        space.bytes += weight
+        self.bytes += weight
+        self.count += 1
         self.order.add(entry)
         if entry.deadline != inf:
             self._expiry.add(entry)
-        self._occupied[entry.space] = None
-        entry.space.data[entry.key] = entry  # last: from here on a hit may find it
+        data[entry.key] = entry  # last: from here on a hit may find it
 
-    def _unlink(self, entry: Entry, cause: RemovalCause, dropped: list[object]) -> None:
-        space = entry.space
-        if space.data.get(entry.key) is not entry:
+    def _unlink(
+        self, entry: Entry, cause: RemovalCause, dropped: list[object], ordered: bool = True
+    ) -> None:
+        """Take *entry* out, if it is still in; the recency order knows it if *ordered*."""
+        space, key = entry.space, entry.key
+        data = space.data
+        if data.get(key) is not entry:
             return
-        held = len(self.order)
-        del space.data[entry.key]  # first: from here on no hit finds it
-        if not space.data:
+        del data[key]  # first: from here on no hit finds it
+        weight = entry.weight
+        space.bytes -= weight
+        self.bytes -= weight
+        if not data:
             del self._occupied[space]
-        self.order.discard(entry)
-        self._expiry.discard(entry)
-        self.bytes -= entry.weight
+        if ordered:
+            self.order.discard(entry)
+        if entry.deadline != inf:
+            self._expiry.discard(entry)
         self.removals[cause] += 1
+        dropped.append(entry)
         reason = _REASON_OF.get(cause)
         if reason is not None:
-            self._record.add(_mark(space, entry.key), reason, held)
-        dropped.append(entry)
+            if self._graves:
+                self._exhume(space, key, dropped)
+            self._record.add(space, key, reason, self.count)
+        self.count -= 1
+
+    def _unlink_due(self, entries: list[Entry], dropped: list[object]) -> None:
+        """Do the same for entries that just left the expiry index: a slice at a time."""
+        if len(entries) <= PER_WRITE or self._graves:
+            for entry in entries:
+                self._unlink(entry, RemovalCause.EXPIRED, dropped)
+            return
+        spaces: dict[Namespace, list[Entry]] = {}
+        if len({entry.space for entry in entries}) == 1:
+            spaces[entries[0].space] = entries
+        else:
+            for entry in entries:
+                spaces.setdefault(entry.space, []).append(entry)
+        for space, group in spaces.items():
+            keys = [entry.key for entry in group]
+            data = space.data
+            for key in keys:
+                del data[key]
+            weight = sum([entry.weight for entry in group])
+            space.bytes -= weight
+            self.bytes -= weight
+            if not data:
+                del self._occupied[space]
+            self._record.add_many(space, keys, MissReason.EXPIRED, self.count)
+        self.order.discard_many(entries)
+        self.removals[RemovalCause.EXPIRED] += len(entries)
+        self.count -= len(entries)
+        dropped.extend(entries)
 
     def _make_room(self, weight: int, now: float, dropped: list[object]) -> None:
-        """Free what is due, then evict, until one entry of *weight* fits."""
+        """Free what is dead or due, then evict, until one entry of *weight* fits."""
         while True:
-            over_bytes = self.bytes + weight > self.max_bytes
-            if not over_bytes and len(self.order) < self.max_entries:
+            over_bytes = self.bytes + self._dead_bytes + weight > self.max_bytes
+            if not over_bytes and self.count + self._dead < self.max_entries:
                 return
-            if self.free(now, 1, dropped):
+            if (self._graves or now >= self._expiry.soonest) and self.free(now, 1, dropped):
                 continue
             victim = self.order.take_oldest()
             if victim is None:
                 return
             if victim.deadline <= now:
-                self._unlink(victim, RemovalCause.EXPIRED, dropped)
+                self._unlink(victim, _EXPIRED, dropped, False)
                 continue
             self.evictions["max_memory_bytes" if over_bytes else "max_entries"] += 1
-            self._unlink(victim, RemovalCause.EVICTED, dropped)
+            self._unlink(victim, _EVICTED, dropped, False)
+
+    def _remember(
+        self, space: Namespace, key: DataKey, reason: MissReason, dropped: list[object]
+    ) -> None:
+        """Record why *key*, which has no entry, is not to be had."""
+        if self._graves:
+            self._exhume(space, key, dropped)
+        self._record.add(space, key, reason, self.count)
+
+    def _common(self, weight: int) -> int:
+        """Return an int equal to *weight* that entries of this weight share: 28 bytes less each."""
+        if len(self._weights) >= COMMON:
+            self._weights.clear()
+        return self._weights.setdefault(weight, weight)
+
+    # -- graves
+
+    def _entomb(
+        self,
+        space: Namespace,
+        cause: RemovalCause,
+        now: float,
+        records: Segment | None,
+        *,
+        placed: bool,
+    ) -> None:
+        """Take its entries from *space* in one step: from here on no hit finds them."""
+        held = len(space.data)
+        grave = _Grave(space, cause, now, records, placed=placed)
+        space.data = {}
+        self._graves.setdefault(space, []).append(grave)
+        self.count -= held
+        self.bytes -= space.bytes
+        self._dead += held
+        self._dead_bytes += space.bytes
+        space.bytes = 0
+
+    def _exhume(self, space: Namespace, key: DataKey, dropped: list[object]) -> None:
+        """Free a dead entry of *key*: something else has become of that key since."""
+        for grave in self._graves.get(space, ()):
+            entry = grave.data.pop(key, None)
+            if entry is not None:
+                self._dead_end(grave, [entry], dropped)
+                if grave.records is not None and grave.records.room:
+                    grave.records.room -= 1
+                    grave.records.size -= 1
+
+    def _dig(self, limit: int, dropped: list[object]) -> int:
+        """Free up to *limit* dead entries; return how many."""
+        dug = 0
+        while self._graves and dug < limit:
+            space = next(reversed(self._graves))
+            grave = self._graves[space][-1]
+            take = grave.data.popitem
+            entries = [take()[1] for _ in range(min(limit - dug, len(grave.data)))]
+            dug += len(entries)
+            self._write_down(grave, space, entries)
+            self._dead_end(grave, entries, dropped)
+            if not grave.data:
+                if grave.records is not None:
+                    self._record.settle(grave.records)
+                self._graves[space].pop()
+                if not self._graves[space]:
+                    del self._graves[space]
+        return dug
+
+    def _write_down(self, grave: _Grave, space: Namespace, entries: list[Entry]) -> None:
+        """Record what is dug out, as far as the record still has room for that clear."""
+        records = grave.records
+        if records is None or not records.room:
+            return
+        entries = entries[: records.room]
+        records.room -= len(entries)
+        expired = [entry.key for entry in entries if entry.deadline <= grave.moment]
+        cleared = [entry.key for entry in entries if entry.deadline > grave.moment]
+        for keys, cause in ((expired, RemovalCause.EXPIRED), (cleared, grave.cause)):
+            if keys:
+                records.add_many(space, keys, _REASON_OF[cause])
+
+    def _dead_end(self, grave: _Grave, entries: list[Entry], dropped: list[object]) -> None:
+        """Let go of *entries* that were just taken out of *grave*."""
+        self._dead -= len(entries)
+        self._dead_bytes -= sum([entry.weight for entry in entries])
+        expired = sum([entry.deadline <= grave.moment for entry in entries])
+        self.removals[RemovalCause.EXPIRED] += expired
+        self.removals[grave.cause] += len(entries) - expired
+        if grave.placed:
+            self.order.discard_many(entries)
+            for entry in entries:
+                self._expiry.discard(entry)
+        dropped.extend(entries)
+
+    def forget_graves(self) -> None:
+        """Drop all graves at once."""
+        self._graves = {}
+        self._dead = self._dead_bytes = 0
 
     # -- proof
 
     def check(self) -> None:
         """Recompute every invariant from scratch; raise AssertionError at the first broken one."""
-        entries = self.order.newest()
+        ordered = self.order.newest()
+        entries = [entry for entry in ordered if _in_place(entry)]
+        graves = [grave for graves in self._graves.values() for grave in graves]
+        dead = [entry for grave in graves for entry in grave.data.values()]
+        placed = {entry for grave in graves if grave.placed for entry in grave.data.values()}
         _claim(sum(entry.weight for entry in entries) == self.bytes, "bytes = sum of weights")
         _claim(self.bytes <= self.max_bytes, "bytes within the bound")
         _claim(len(entries) <= self.max_entries, "entries within the bound")
+        _claim(len(entries) == self.count, "every counted entry is ordered")
         _claim(
-            all(entry.space.data.get(entry.key) is entry for entry in entries),
-            "every ordered entry is in its namespace under its key",
+            set(ordered) == {*entries, *placed},
+            "what is ordered is in its namespace under its key, or in a grave",
         )
         _claim(
             sum(len(space.data) for space in self._occupied) == len(entries),
@@ -434,12 +653,30 @@ class Store:
             "the occupied namespaces are those of the entries",
         )
         _claim(
-            set(self._expiry) == {entry for entry in entries if entry.deadline != inf},
-            "the expiry index holds exactly the entries with a deadline",
+            all(
+                space.bytes == sum(entry.weight for entry in space.data.values())
+                for space in self._occupied
+            ),
+            "bytes of each namespace",
+        )
+        _claim(
+            set(self._expiry) == {entry for entry in ordered if entry.deadline != inf},
+            "the expiry index holds exactly the ordered entries with a deadline",
         )
         self._expiry.check()
-        _claim(all(entry.generation <= self.generation for entry in entries), "generations grow")
-        _claim(len(self._record) <= MOST, "removal records within their bound")
+        _claim(not any(map(_in_place, dead)), "the dead are in no namespace")
+        _claim(len(dead) == self._dead, "every dead entry is counted")
+        _claim(sum(entry.weight for entry in dead) == self._dead_bytes, "bytes of the dead")
+        _claim(
+            self.bytes + self._dead_bytes <= self.max_bytes
+            and self.count + self._dead <= self.max_entries,
+            "the dead within the bounds, too",
+        )
+        _claim(len(self._record) <= 2 * MOST, "removal records within their bound")
+
+
+def _in_place(entry: Entry) -> bool:
+    return entry.space.data.get(entry.key) is entry
 
 
 def _claim(holds: bool, invariant: str) -> None:

@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from async_safe_cache import MISSING, AsyncSafeCache, MissReason, race_safe_cached
+from async_safe_cache import (
+    MISSING,
+    AsyncSafeCache,
+    MissReason,
+    RemovalCause,
+    race_safe_cached,
+)
 from async_safe_cache._keys import canonical
 from async_safe_cache._removals import MOST
 from async_safe_cache._store import ENTRY_OVERHEAD
@@ -472,7 +478,7 @@ def test_each_large_key_has_a_record_of_its_own(
     at_once(cache.expire(large(1)))
     reasons = [at_once(cache.lookup(large(number))).reason for number in range(4)]
     assert reasons == [MissReason.DELETED, MissReason.EXPIRED, None, MissReason.ABSENT]
-    for _, mark in cache._engine.store._record._reasons:
+    for _, mark in cache._engine.store._record:
         assert isinstance(mark, bytes)
         assert len(mark) == 16
 
@@ -488,7 +494,7 @@ def test_a_small_key_is_its_own_record(small: Any, clock: VirtualClock) -> None:
     at_once(cache.set(small, 1))
     at_once(cache.delete(small))
     assert at_once(cache.lookup(small)).reason is MissReason.DELETED
-    assert [mark for _, mark in cache._engine.store._record._reasons] == [canonical(small, "x")]
+    assert [mark for _, mark in cache._engine.store._record] == [canonical(small, "x")]
 
 
 # -- keys
@@ -659,8 +665,37 @@ def _second_lost(cache: AsyncSafeCache) -> None:
     cache._engine.store._expiry._seconds.clear()
 
 
-def _from_the_future(cache: AsyncSafeCache) -> None:
-    cache._raw.data["a"].generation = cache._engine.store.generation + 1
+def _found_too_late(cache: AsyncSafeCache) -> None:
+    cache._engine.store._expiry.soonest += 100
+
+
+def _uncounted_entry(cache: AsyncSafeCache) -> None:
+    cache._engine.store.count -= 1
+
+
+def _bytes_of_a_namespace(cache: AsyncSafeCache) -> None:
+    cache._raw.bytes += 1
+
+
+def _grave_of(cache: AsyncSafeCache) -> Any:
+    store = cache._engine.store
+    store._entomb(cache._raw, RemovalCause.CLEARED, 0.0, None, placed=True)
+    store._occupied.clear()
+    cache.check()
+    return store._graves[cache._raw][0]
+
+
+def _uncounted_dead(cache: AsyncSafeCache) -> None:
+    _grave_of(cache).data.popitem()
+
+
+def _dead_and_alive(cache: AsyncSafeCache) -> None:
+    cache._raw.data = _grave_of(cache).data
+
+
+def _lost_bytes_of_the_dead(cache: AsyncSafeCache) -> None:
+    _grave_of(cache)
+    cache._engine.store._dead_bytes += 1
 
 
 def _registered_and_done(cache: AsyncSafeCache) -> None:
@@ -705,7 +740,12 @@ def _running_for_nobody(cache: AsyncSafeCache) -> None:
         _no_deadline_kept,
         _deadline_moved,
         _second_lost,
-        _from_the_future,
+        _found_too_late,
+        _uncounted_entry,
+        _bytes_of_a_namespace,
+        _uncounted_dead,
+        _dead_and_alive,
+        _lost_bytes_of_the_dead,
         _registered_and_done,
         _registered_and_fenced,
         _registered_under_another_key,

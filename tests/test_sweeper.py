@@ -4,6 +4,7 @@ import asyncio
 from itertools import pairwise
 
 from async_safe_cache import AsyncSafeCache
+from async_safe_cache._cache import SWEEP_SLICE
 
 from .virtual import VirtualClock, at_once, run_virtual, settle
 
@@ -11,11 +12,11 @@ from .virtual import VirtualClock, at_once, run_virtual, settle
 def test_the_sweeper_frees_what_is_due(clock: VirtualClock) -> None:
     async def main() -> None:
         async with AsyncSafeCache(clock=clock) as cache:
-            for key in range(1_000):
+            for key in range(5 * SWEEP_SLICE):
                 await cache.set(key, key, ttl=5)
             await cache.set("kept", 1, ttl=60)
             await asyncio.sleep(7)
-            assert cache.stats().removals_by_cause["EXPIRED"] == 1_000
+            assert cache.stats().removals_by_cause["EXPIRED"] == 5 * SWEEP_SLICE
             assert cache.memory_bytes < 2_000
             assert len(cache) == 1
 
@@ -25,7 +26,7 @@ def test_the_sweeper_frees_what_is_due(clock: VirtualClock) -> None:
 def test_a_sweep_lets_others_run_between_its_slices(clock: VirtualClock) -> None:
     async def main() -> None:
         cache = AsyncSafeCache(clock=clock)
-        for key in range(1_000):
+        for key in range(3_000):
             await cache.set(key, key, ttl=5)
         clock.advance(10)
         sweep = asyncio.create_task(cache._sweep())
@@ -34,7 +35,7 @@ def test_a_sweep_lets_others_run_between_its_slices(clock: VirtualClock) -> None
             seen.append(len(cache._engine.store.order))
             await asyncio.sleep(0)
         steps = [before - after for before, after in pairwise(seen)]
-        assert max(steps) <= 100
+        assert max(steps) <= SWEEP_SLICE
         assert len(cache._engine.store.order) == 0
 
     run_virtual(main(), clock)
