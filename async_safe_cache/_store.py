@@ -19,12 +19,12 @@ published and is never changed into another one afterwards.
 
 import threading
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from math import inf
 from typing import ClassVar, Final, cast, final
 from weakref import ref
 
-from ._eviction import LeastRecentlyUsed
+from ._eviction import Order, PolicyName, order_of
 from ._expiry import ExpiryIndex
 from ._keys import DataKey, digest
 from ._removals import MOST, RemovalRecord
@@ -102,9 +102,25 @@ class Namespace:
 
 @final
 class Entry:
-    """One stored value. Only `deadline` changes after it was published."""
+    """One stored value. Only `deadline` changes after it was published.
 
-    __slots__ = ("born", "deadline", "generation", "key", "kind", "space", "value", "weight")
+    Attributes:
+        used: Set by a hit; for the order alone.
+        place: Where the order keeps it; for the order alone.
+    """
+
+    __slots__ = (
+        "born",
+        "deadline",
+        "generation",
+        "key",
+        "kind",
+        "place",
+        "space",
+        "used",
+        "value",
+        "weight",
+    )
 
     def __init__(
         self,
@@ -125,6 +141,8 @@ class Entry:
         self.born = born
         self.deadline = deadline
         self.generation = generation
+        self.used = False
+        self.place: object = None
 
 
 def _is_small(key: object) -> bool:
@@ -158,13 +176,16 @@ class Store:
 
     off_everywhere: ClassVar[int] = 0
 
-    def __init__(self, max_entries: int | None, max_bytes: int | None) -> None:
+    def __init__(
+        self, max_entries: int | None, max_bytes: int | None, policy: PolicyName = "lru"
+    ) -> None:
         # Re-entrant: the collector may run a finaliser that calls the cache
         # back in the middle of a write; see AsyncSafeCache._guarded.
         self.lock = threading.RLock()
         self.max_entries: float = inf if max_entries is None else max_entries
         self.max_bytes: float = inf if max_bytes is None else max_bytes
-        self.order: LeastRecentlyUsed[Entry] = LeastRecentlyUsed()
+        self._new_order: Callable[[], Order[Entry]] = order_of(policy)
+        self.order = self._new_order()
         self.bytes = 0
         self.generation = 0
         self.rejected = 0
@@ -243,7 +264,9 @@ class Store:
         self.free(now, PER_WRITE, dropped)
         self._make_room(weight, now, dropped)
         deadline = inf if ttl is None else now + ttl
-        self._link(Entry(space, key, kind, value, weight, now, deadline, self.generation))
+        entry = Entry(space, key, kind, value, weight, now, deadline, self.generation)
+        entry.used = old is not None  # a write to what is there is a use of it
+        self._link(entry)
         return True
 
     def reject(self, space: Namespace, key: DataKey, now: float, dropped: list[object]) -> None:
@@ -320,12 +343,12 @@ class Store:
         for entry in reversed(self.order.newest(MOST)):
             reason = MissReason.EXPIRED if entry.deadline <= now else MissReason.CLEARED
             self._record.add(_mark(entry.space, entry.key), reason, held)
-        wreck: list[Collection[object]] = [*self._expiry.spoils(), self.order.spoils()]
+        wreck: list[Collection[object]] = [*self._expiry.spoils(), *self.order.spoils()]
         for space in self._occupied:
             wreck.append(space.data)
             space.data = {}
         self._occupied = {}
-        self.order = LeastRecentlyUsed()
+        self.order = self._new_order()
         self._expiry = ExpiryIndex()
         self.removals[RemovalCause.EXPIRED] += due
         self.removals[RemovalCause.CLEARED] += held - due
@@ -413,6 +436,7 @@ class Store:
             "the expiry index holds exactly the entries with a deadline",
         )
         self._expiry.check()
+        self.order.check()
         _claim(all(entry.generation <= self.generation for entry in entries), "generations grow")
         _claim(len(self._record) <= MOST, "removal records within their bound")
 
