@@ -21,6 +21,9 @@ PolicyName = Literal["lru", "s3fifo"]
 CHUNK: Final = 85
 """Entries in one piece of a queue: what a dict of 128 slots holds before it grows."""
 
+SPARSE: Final = 21
+"""A piece with so few entries is united with a neighbour, if both have twice as many at most."""
+
 LEAST_SMALL: Final = 32
 """Entries that the small queue may keep in any case, up to half of all."""
 
@@ -36,7 +39,7 @@ CHANCES: Final = 32
 
 LEAST_GHOSTS: Final = 64
 NOBODY: Final = 2**32 - 1
-PRIME: Final = 2**31 - 1
+PRIME: Final = 2**30 - 35  # one digit of CPython's: twice as fast as the next larger one
 
 
 class Member(Protocol):
@@ -144,7 +147,7 @@ class _Queue(Generic[M]):
     over all that were removed before it.
 
     Two neighbours that hold little become one, so that no chunk is nearly empty for
-    long: any two hold more than a quarter of a chunk.
+    long: any two hold more than SPARSE entries, but for the oldest, which is used up.
 
     Complexity: O(1); at most half a chunk is moved at a time.
     """
@@ -167,12 +170,6 @@ class _Queue(Generic[M]):
         self.count += 1
         self.weight += entry.weight
 
-    def pop(self) -> M:
-        """Take the oldest entry out; there is one."""
-        entry = next(iter(self.oldest))
-        self.remove(entry)
-        return entry
-
     def remove(self, entry: M) -> None:
         """Take out *entry*, which is here."""
         chunk: _Chunk[M] = entry.place
@@ -180,15 +177,15 @@ class _Queue(Generic[M]):
         entry.place = None
         self.count -= 1
         self.weight -= entry.weight
-        if len(chunk) <= CHUNK // 4:
+        if len(chunk) <= SPARSE and (not chunk or chunk is not self.oldest):
             self._join(chunk)
 
     def _join(self, chunk: _Chunk[M]) -> None:
         """Unite *chunk* with a neighbour, if the two are small enough."""
         older, newer = chunk.older, chunk.newer
-        if newer is not None and len(chunk) + len(newer) <= CHUNK // 2:
+        if newer is not None and len(chunk) + len(newer) <= 2 * SPARSE:
             self._absorb(chunk, newer)
-        elif older is not None and len(older) + len(chunk) <= CHUNK // 2:
+        elif older is not None and len(older) + len(chunk) <= 2 * SPARSE:
             self._absorb(older, chunk)
         elif not chunk and newer is not None:
             newer.older = older
@@ -236,7 +233,7 @@ class _Queue(Generic[M]):
         _claim(self.weight == sum(entry.weight for entry in entries), "weight = sum of weights")
         _claim(all(len(chunk) <= CHUNK for chunk in chunks), "chunks within their bound")
         _claim(
-            all(len(older) + len(newer) > CHUNK // 4 for older, newer in pairwise(chunks)),
+            all(len(older) + len(newer) > SPARSE for older, newer in pairwise(chunks[1:])),
             "no two neighbours are nearly empty",
         )
 
@@ -260,7 +257,7 @@ class S3Fifo(Generic[M]):
     A ghost is 32 bits in a table that has at least as many places as there are entries
     (at most 4 times as many): 4 to 8 bytes each, 16 after entries became few. One that
     falls on another's place replaces it, so ghosts last for about as many evictions as
-    there are places. One in 2**31 is another's twin: an entry is then taken into main
+    there are places. One in 2**30 is another's twin: an entry is then taken into main
     that was never here.
 
     Complexity: O(1) each; an eviction looks at up to CHANCES marked entries.
@@ -272,7 +269,7 @@ class S3Fifo(Generic[M]):
         self._small: _Queue[M] = _Queue()
         self._main: _Queue[M] = _Queue()
         self._share = SHARE[0]
-        self._ghosts = array("I", [NOBODY]) * LEAST_GHOSTS  # bounded by _remember()
+        self._ghosts = array("I", [NOBODY]) * LEAST_GHOSTS  # bounded by take_oldest()
 
     @staticmethod
     def touch(entry: M) -> None:
@@ -282,15 +279,16 @@ class S3Fifo(Generic[M]):
     def add(self, entry: M) -> None:
         """Take *entry* in."""
         mark = hash((entry.space, entry.key))
-        place = mark & (len(self._ghosts) - 1)
-        ghost = self._ghosts[place]
-        if ghost | 1 != mark % PRIME * 2 + 1:
+        ghosts = self._ghosts
+        place = mark & (len(ghosts) - 1)
+        back = ghosts[place] - mark % PRIME
+        if back and back != PRIME:
             self._small.push(entry)
             return
-        self._ghosts[place] = NOBODY
+        ghosts[place] = NOBODY
         self._main.push(entry)
         step = entry.weight / (self._small.weight + self._main.weight)
-        if ghost & 1:
+        if back:
             self._share = max(SHARE[0], self._share - BACK * step)
         else:
             self._share = min(SHARE[1], self._share + step)
@@ -309,32 +307,38 @@ class S3Fifo(Generic[M]):
         count = small.count + main.count
         if not count:
             return None
-        keep = min(LEAST_SMALL, count // 2)
+        keep = LEAST_SMALL if count > 2 * LEAST_SMALL else count // 2
         most = self._share * (small.weight + main.weight)
         chances = CHANCES
         while True:
             queue = main
             if not main.count or (small.weight > most and small.count >= keep):
                 queue = small
-            entry = queue.pop()
+            entry = next(iter(queue.oldest))
+            queue.remove(entry)
             if not entry.used or not chances:
                 break
             chances -= 1
             entry.used = False
             main.push(entry)
-        self._remember(entry, count, queue is main)
+        ghosts = self._ghosts
+        if not count <= len(ghosts) <= 4 * count:
+            self._resize(count)
+        mark = hash((entry.space, entry.key))
+        ghosts[mark & (len(ghosts) - 1)] = mark % PRIME + (PRIME if queue is main else 0)
         return entry
 
-    def _remember(self, entry: M, count: int, was_main: bool) -> None:
-        """Let *entry* be known when it comes back; *count* entries were held."""
+    def _resize(self, count: int) -> None:
+        """Make the table fit *count* entries.
+
+        By doubling and halving: a ghost is found by the last bits of its mark, so it
+        is where it should be in both halves of a table that was doubled.
+        """
         ghosts = self._ghosts
-        # By halves and doubles: a mark finds its place by its last bits, which stays true.
         while len(ghosts) < count:
             ghosts *= 2
         while len(ghosts) > max(LEAST_GHOSTS, 4 * count):
             del ghosts[len(ghosts) // 2 :]
-        mark = hash((entry.space, entry.key))
-        ghosts[mark & (len(ghosts) - 1)] = mark % PRIME * 2 + was_main
 
     def newest(self, limit: int | None = None) -> list[M]:
         """Return the entries, roughly the one that would leave last first: main, then small."""
