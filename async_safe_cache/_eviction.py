@@ -216,6 +216,15 @@ class _Queue(Generic[M]):
             yield chunk
             chunk = chunk.older
 
+    def clear(self) -> "list[_Chunk[M]]":
+        """Give the chunks away, without links: a chain would be left to the collector."""
+        chunks = [*self.chunks()]
+        for chunk in chunks:
+            chunk.older = chunk.newer = None
+        self.count = self.weight = 0
+        self.oldest = self.newest = _Chunk(self, None)
+        return chunks
+
     def check(self) -> None:
         """Recompute every invariant; raise AssertionError at the first broken one."""
         chunks = list(self.chunks())[::-1]
@@ -349,10 +358,7 @@ class S3Fifo(Generic[M]):
 
     def spoils(self) -> list[Collection[M]]:
         """Return the containers, to be emptied in slices once this order is replaced."""
-        chunks = [*self._main.chunks(), *self._small.chunks()]
-        for chunk in chunks:
-            chunk.older = chunk.newer = None  # or the chain would be left to the collector
-        return [*chunks]
+        return [*self._main.clear(), *self._small.clear()]
 
     def check(self) -> None:
         """Recompute every invariant from scratch; raise AssertionError at the first broken one."""
