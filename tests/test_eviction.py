@@ -3,6 +3,7 @@
 import gc
 import random
 import sys
+import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -242,6 +243,22 @@ def test_ghosts_are_bounded_by_the_entries_held() -> None:
     while len(order) > 99:
         order.take_oldest()
     assert evict_at(100, 200) <= 16 * 100
+
+
+def test_queues_and_ghosts_take_40_bytes_an_entry_at_most() -> None:
+    items = [Item(number) for number in range(20_000)]
+    gc.collect()
+    tracemalloc.start()
+    try:
+        order: S3Fifo[Item] = S3Fifo()
+        for item in items:
+            order.add(item)
+        for _ in range(100):
+            order.take_oldest()
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert taken / len(order) < 40
 
 
 @pytest.mark.parametrize("policy", POLICIES)
