@@ -6,11 +6,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, cast, final, overload
+from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, cast, final, get_args, overload
 
 from ._background import Background
 from ._closing import Closing, emptied
 from ._engine import Engine, State
+from ._eviction import PolicyName
 from ._fork import hold, inherit
 from ._function import CachedFunction, function_of
 from ._functions import Functions
@@ -68,7 +69,8 @@ class AsyncSafeCache:
             held after every operation; 0 stores nothing, None is no bound.
         max_entries: Bound on the number of entries; 0 stores nothing, None is no bound.
         default_ttl: Seconds or timedelta that a value stays fresh; None: for ever.
-        policy: Which entry leaves first: "lru", the least recently used.
+        policy: Which entry leaves first: "lru", the least recently used, or
+                "s3fifo", see docs/eviction.md.
         weigher: Bytes of a value; None measures it, see docs/memory.md.
         sweep_interval: Seconds between two sweeps, once started.
         thresholds: Where health begins to complain.
@@ -91,7 +93,7 @@ class AsyncSafeCache:
         max_memory_bytes: int | None = 200 * 1024**2,
         max_entries: int | None = None,
         default_ttl: Ttl = None,
-        policy: Literal["lru"] = "lru",
+        policy: PolicyName = "lru",
         weigher: Weigher | None = None,
         sweep_interval: float | timedelta = 1.0,
         thresholds: AlertThresholds | None = None,
@@ -106,7 +108,7 @@ class AsyncSafeCache:
             raise TypeError(f"name must be a str, not {type(name).__name__}")
         if not name:
             raise ValueError("name='' must not be empty: it is what health and errors show")
-        check_choice("policy", policy, ("lru",))
+        check_choice("policy", policy, get_args(PolicyName))
         check_callable("clock", clock, "a callable that returns monotonic seconds")
         if weigher is not None:
             check_callable("weigher", weigher, "a callable(value) that returns bytes")
@@ -124,6 +126,7 @@ class AsyncSafeCache:
         store = Store(
             check_bound("max_entries", max_entries),
             check_bound("max_memory_bytes", max_memory_bytes),
+            policy,
         )
         self._name = name
         self._thresholds = thresholds

@@ -182,6 +182,7 @@ def _decorate(
         method=function.is_method,
         fast=key is None,
         timed=function.timed,
+        policy=cache._engine.store.policy,
         names={
             "clock": cache._engine.clock,
             "store": cache._engine.store,

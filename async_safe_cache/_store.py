@@ -24,13 +24,13 @@ whatever needs room, or frees what is due, digs the graves over first.
 """
 
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from math import inf
 from types import CellType
 from typing import Any, ClassVar, Final, final
 from weakref import ref
 
-from ._eviction import LeastRecentlyUsed
+from ._eviction import Order, PolicyName, order_of
 from ._expiry import ExpiryIndex
 from ._keys import DataKey
 from ._removals import MOST, RemovalRecord, Segment
@@ -155,9 +155,20 @@ class Entry:
     Attributes:
         since: When it was stored; of an entry with a deadline, its time to live,
             an object that many entries share.
+        used: Set by a hit; of the order alone, as is `place`.
     """
 
-    __slots__ = ("deadline", "key", "kind", "since", "space", "value", "weight")
+    __slots__ = (
+        "deadline",
+        "key",
+        "kind",
+        "place",
+        "since",
+        "space",
+        "used",
+        "value",
+        "weight",
+    )
 
     space: Namespace
     key: DataKey
@@ -166,6 +177,8 @@ class Entry:
     weight: int
     since: float
     deadline: float
+    used: bool
+    place: Any
 
     @property
     def born(self) -> float:
@@ -212,13 +225,17 @@ class Store:
 
     off_everywhere: ClassVar[int] = 0
 
-    def __init__(self, max_entries: int | None, max_bytes: int | None) -> None:
+    def __init__(
+        self, max_entries: int | None, max_bytes: int | None, policy: PolicyName = "lru"
+    ) -> None:
         # Re-entrant: the collector may run a finaliser that calls the cache
         # back in the middle of a write; see AsyncSafeCache._guarded.
         self.lock = threading.RLock()
         self.max_entries: float = inf if max_entries is None else max_entries
         self.max_bytes: float = inf if max_bytes is None else max_bytes
-        self.order: LeastRecentlyUsed[Entry] = LeastRecentlyUsed()
+        self.policy: PolicyName = policy
+        self._new_order: Callable[[], Order[Entry]] = order_of(policy)
+        self.order = self._new_order()
         self.touch = self.order.touch  # what a hit does, one attribute away
         self.count = 0
         self.bytes = 0
@@ -324,6 +341,7 @@ class Store:
             entry.deadline = now + ttl
             if not space.timed:
                 entry.kind = None
+        entry.used = old is not None  # a write to what is there is a use of it
         self._link(entry)
         return True
 
@@ -421,8 +439,8 @@ class Store:
         for space in self._occupied:
             self._entomb(space, RemovalCause.CLEARED, now, records, placed=False)
         self._occupied = {}
-        wreck: list[Any] = [self._expiry.spoils(), self.order.spoils()]
-        self.order = LeastRecentlyUsed()
+        wreck: list[Any] = [self._expiry.spoils(), *self.order.spoils()]
+        self.order = self._new_order()
         self.touch = self.order.touch
         self._expiry = ExpiryIndex()
         self.count = 0
@@ -664,6 +682,7 @@ class Store:
             "the expiry index holds exactly the ordered entries with a deadline",
         )
         self._expiry.check()
+        self.order.check()
         _claim(not any(map(_in_place, dead)), "the dead are in no namespace")
         _claim(len(dead) == self._dead, "every dead entry is counted")
         _claim(sum(entry.weight for entry in dead) == self._dead_bytes, "bytes of the dead")

@@ -26,6 +26,8 @@ from keyword import iskeyword
 from types import CellType, CodeType
 from typing import Any, Final, NamedTuple, final
 
+from ._eviction import PolicyName
+
 __all__ = ["Compiled", "Parameters", "compile_wrapper"]
 
 PREFIX: Final = "_asc_"
@@ -58,7 +60,10 @@ _FRESH: Final = " and _asc_clock() < _asc_entry.deadline"
 
 # Before 3.12 calling what lies in an attribute is slow, unless it is taken out first.
 _CALL: Final = "{}" if sys.version_info >= (3, 12) else f"({PREFIX}call := {{}})"
-_USE: Final = _CALL.format("_asc_store.touch") + "(_asc_entry)"
+_USE: Final = {
+    "lru": _CALL.format("_asc_store.touch") + "(_asc_entry)",
+    "s3fifo": "_asc_entry.used = True",
+}
 _OWNER: Final = _CALL.format("_asc_space.owner") + "()"
 
 _SOURCE: Final = """\
@@ -140,7 +145,9 @@ def parameters(signature: inspect.Signature) -> Parameters:
     return Parameters(names, ", ".join(head), ", ".join(call), plain, tuple(defaults))
 
 
-def _source(form: Parameters, *, is_async: bool, method: bool, fast: bool, timed: bool) -> str:
+def _source(
+    form: Parameters, *, is_async: bool, method: bool, fast: bool, timed: bool, policy: PolicyName
+) -> str:
     """Return the source of the functions."""
     own = form.names[1:] if method else form.names
     if len(own) == 1:
@@ -162,7 +169,7 @@ def _source(form: Parameters, *, is_async: bool, method: bool, fast: bool, timed
         values="".join(f"{name}, " for name in form.names),
         async_="async " if is_async else "",
         await_="await " if is_async else "",
-        fast=_FAST.format(find=find, same=same, fresh=_FRESH if timed else "", use=_USE)
+        fast=_FAST.format(find=find, same=same, fresh=_FRESH if timed else "", use=_USE[policy])
         if fast
         else "",
     )
@@ -184,6 +191,7 @@ def compile_wrapper(
     method: bool,
     fast: bool,
     timed: bool,
+    policy: PolicyName,
     names: dict[str, object],
 ) -> Compiled:
     """Return the compiled functions for *original*.
@@ -195,11 +203,19 @@ def compile_wrapper(
         method: Whether the first parameter chooses the namespace.
         fast: Whether hits are looked up by the raw arguments.
         timed: Whether a hit must look at the deadline: entries without one only else.
-        names: What the source uses: clock, store, counters, miss, space or instances.
+        policy: What a hit does to the order of eviction.
+        names: What the source uses: clock, store, miss, space and instances.
     """
     if any(name.startswith(PREFIX) for name in form.names):
         raise TypeError(f"parameters of a cached function must not begin with {PREFIX!r}")
-    source = _source(form, is_async=is_async, method=method, fast=fast and form.plain, timed=timed)
+    source = _source(
+        form,
+        is_async=is_async,
+        method=method,
+        fast=fast and form.plain,
+        timed=timed,
+        policy=policy,
+    )
     code = _code(source)
     scope: dict[str, Any] = {
         "__name__": getattr(original, "__module__", __name__),
