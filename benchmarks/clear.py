@@ -1,6 +1,6 @@
 """How long does the event loop stand still while a million entries go at once?
 
-    python -m benchmarks.clear [--rounds N] [--json PATH] [--check]
+python -m benchmarks.clear [--rounds N] [--json PATH] [--check]
 """
 
 import asyncio

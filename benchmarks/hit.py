@@ -1,6 +1,6 @@
 """What does a hit cost?
 
-    python -m benchmarks.hit [--rounds N] [--json PATH] [--check]
+python -m benchmarks.hit [--rounds N] [--json PATH] [--check]
 """
 
 import asyncio
@@ -109,9 +109,7 @@ def measure(run: Run) -> list[Case]:
         .against("cachebox", "<=", 0.40)
         .against("honest", "<=", 1.0)
         .against("bare", "<=", None, aim=1.3),
-        case(
-            "awaited, 1 argument, ttl", ASYNC, _one, lambda peer: peer.cached(price, ttl=LONG)
-        )
+        case("awaited, 1 argument, ttl", ASYNC, _one, lambda peer: peer.cached(price, ttl=LONG))
         .against(
             "async-lru",
             "<=",
@@ -128,8 +126,9 @@ def measure(run: Run) -> list[Case]:
         )
         .against("async-lru", "<=", 0.28, aim=0.22)
         .against("cachebox", "<=", 0.45),
-        case("def, 1 argument, no ttl", PLAIN, _plain, lambda peer: peer.plain(plain_price))
-        .against("functools.lru_cache", "<=", 3.0, aim=2.0),
+        case(
+            "def, 1 argument, no ttl", PLAIN, _plain, lambda peer: peer.plain(plain_price)
+        ).against("functools.lru_cache", "<=", 3.0, aim=2.0),
         case("def, 1 argument, ttl", PLAIN, _plain, lambda peer: peer.plain(plain_price, ttl=LONG)),
         threads(run),
     ]

@@ -1,6 +1,6 @@
 """What does a miss cost whose load ends at once, in a cache that is full?
 
-    python -m benchmarks.miss [--rounds N] [--json PATH] [--check]
+python -m benchmarks.miss [--rounds N] [--json PATH] [--check]
 """
 
 import asyncio
@@ -37,7 +37,7 @@ async def hundred_bytes(key: int) -> bytes:
 
 
 async def twenty_keys(key: int) -> dict[str, float]:
-    return {name: key + 0.5 for name in FIELDS}
+    return {name: key + place / 2 for place, name in enumerate(FIELDS)}
 
 
 async def _misses(call: Callable[[int], Awaitable[Any]], keys: "count[int]", misses: int) -> float:

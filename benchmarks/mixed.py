@@ -1,6 +1,6 @@
 """How much work does a cache do in a second when many tasks ask for few keys often?
 
-    python -m benchmarks.mixed [--rounds N] [--json PATH] [--check]
+python -m benchmarks.mixed [--rounds N] [--json PATH] [--check]
 """
 
 import asyncio

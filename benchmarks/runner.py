@@ -399,9 +399,7 @@ def run(
         "core": core,
         "date": datetime.now(UTC).date().isoformat(),
         "seconds": round(time.perf_counter() - begin, 1),
-        "versions": {
-            name: found for name, peer in PEERS.items() if (found := peer.version())
-        },
+        "versions": {name: found for name, peer in PEERS.items() if (found := peer.version())},
         "cases": [_case(each) for each in cases],
     }
 

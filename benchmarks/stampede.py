@@ -1,6 +1,6 @@
 """What does it cost when a thousand ask for one absent key at once?
 
-    python -m benchmarks.stampede [--rounds N] [--json PATH] [--check]
+python -m benchmarks.stampede [--rounds N] [--json PATH] [--check]
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """How long does the event loop stand still while half a million expired entries are freed?
 
-    python -m benchmarks.sweep [--rounds N] [--json PATH] [--check]
+python -m benchmarks.sweep [--rounds N] [--json PATH] [--check]
 """
 
 import asyncio
@@ -141,7 +141,7 @@ READY: Final[dict[str, Callable[[int], Awaitable[Ready]]]] = {
 
 
 async def _swept(title: str, entries: int) -> tuple[float, float, float]:
-    """Fill, expire and free; return the longest stall in CPU and in wall time and all CPU, in ms."""
+    """Fill, expire and free; return the longest stall (CPU, wall) and all CPU time, in ms."""
     with forget_collections():
         end, left = await READY[title](entries)
     async with Ticker() as ticker:
