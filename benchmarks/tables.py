@@ -196,7 +196,7 @@ def losses(results: Results) -> Iterator[str]:
                     if factor > 1:
                         better.setdefault(rival, []).append(f"{number(factor)} on {python}")
             for rival, factors in better.items():
-                lines.append(f"- {question}, {name}: {rival} is better by {', '.join(factors)}.")
+                lines.append(f"- {question}, {name}: {rival} is better by a factor of {', '.join(factors)}.")
     yield from lines or ["Nowhere, in what is measured here."]
 
 
@@ -205,7 +205,7 @@ def ratios(facts: Mapping[str, Any]) -> Iterator[str]:
     names = list(dict.fromkeys(name for row in facts["rows"] for name in row["hit_ratio"]))
     named = ", ".join(f"{name} {found}" for name, found in facts["versions"].items() if found)
     yield f"CPython {facts['python']}, {facts['date']}; {named}. {facts['workload']}."
-    yield ""
+    yield "\n![hit ratios, trace by trace](plots/hit_ratio.svg)\n"
     groups = [
         key.removeprefix("share_of_optimum_")
         for key in facts

@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -291,7 +292,7 @@ def test_the_table_of_goals_says_what_is_not_met() -> None:
 
 
 def test_where_a_rival_is_better_is_written_without_being_asked() -> None:
-    assert "- hit, a job: async-lru is better by 2 on 3.11, 2 on 3.13." in tables.losses(results())
+    assert "- hit, a job: async-lru is better by a factor of 2 on 3.11, 2 on 3.13." in tables.losses(results())
     case = results()
     for answers in case.values():
         for facts in answers.values():
@@ -325,6 +326,12 @@ def test_a_part_is_written_between_its_marks_alone() -> None:
 def test_the_pages_are_what_the_committed_results_say() -> None:
     for path, text in tables.pages().items():
         assert path.read_text(encoding="utf-8") == text, f"{path}: run make plots"
+
+
+def test_every_plot_that_the_page_shows_is_there() -> None:
+    shown = re.findall(r"\]\((plots/[^)]+)\)", tables.PAGE.read_text(encoding="utf-8"))
+    assert {f"plots/{name}.svg" for name in ("hit", "stampede", "sweep")} <= set(shown)
+    assert [name for name in shown if not (tables.PAGE.parent / name).exists()] == []
 
 
 def test_the_committed_results_answer_every_question_at_full_size() -> None:
