@@ -87,7 +87,9 @@ def main() -> int:
                 failed.append(name)
                 continue
             answers[name] = json.loads(path.read_text(encoding="utf-8"))
-    print(f"\nGoals ({time.monotonic() - begin:.0f} s in all)")
+    spent = os.times()
+    cpu = spent.children_user + spent.children_system
+    print(f"\nGoals ({time.monotonic() - begin:.0f} s in all, {cpu:.0f} s of CPU time)")
     print("\n".join(goals(answers)))
     for name in failed:
         print(f"error: {name} failed; run python -m benchmarks.{name}", file=sys.stderr)

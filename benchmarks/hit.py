@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from .peers import OURS, Contestant, NoMeansError, installed
+from .peers import OURS, S3FIFO, Contestant, NoMeansError, installed
 from .runner import Case, Question, Run, above, compared, main, of_its_own, take_turns, unpinned
 
 QUESTION: Final = Question(
@@ -33,8 +33,8 @@ LONG: Final = 3600.0
 THREADS: Final = 8
 KEYS: Final = [f"SYMBOL-{number}" for number in range(100)]
 
-ASYNC: Final = (OURS, "async-lru", "cachebox", "theine", "bare", "honest")
-PLAIN: Final = (OURS, "functools.lru_cache", "cachebox", "theine", "bare")
+ASYNC: Final = (OURS, S3FIFO, "async-lru", "cachebox", "theine", "bare", "honest")
+PLAIN: Final = (OURS, S3FIFO, "functools.lru_cache", "cachebox", "theine", "bare")
 
 
 # ---- the functions that are cached; a bare call of one returns at once

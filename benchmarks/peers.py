@@ -81,8 +81,9 @@ class Ours(Contestant):
         """Return a cache of this policy; exact LRU is the default and is not named."""
         from async_safe_cache import AsyncSafeCache
 
-        if self.policy != "lru":
-            options["policy"] = self.policy
+        if self.policy == "lru":
+            return AsyncSafeCache("benchmark", **options)
+        options["policy"] = self.policy
         try:
             return AsyncSafeCache("benchmark", **options)
         except ValueError as error:

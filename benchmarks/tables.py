@@ -196,7 +196,9 @@ def losses(results: Results) -> Iterator[str]:
                     if factor > 1:
                         better.setdefault(rival, []).append(f"{number(factor)} on {python}")
             for rival, factors in better.items():
-                lines.append(f"- {question}, {name}: {rival} is better by a factor of {', '.join(factors)}.")
+                lines.append(
+                    f"- {question}, {name}: {rival} is better by a factor of {', '.join(factors)}."
+                )
     yield from lines or ["Nowhere, in what is measured here."]
 
 
