@@ -46,6 +46,14 @@ def merged(before: dict[str, Any] | None, answers: dict[str, Any]) -> dict[str, 
     return {"format": FORMAT, "questions": {name: together[name] for name in names}}
 
 
+def write(target: Path, answers: dict[str, Any]) -> None:
+    """Put *answers* into the file *target*, beside those of other questions."""
+    target.parent.mkdir(exist_ok=True)
+    before = json.loads(target.read_text(encoding="utf-8")) if target.exists() else None
+    text = json.dumps(merged(before, answers), indent=1, ensure_ascii=False)
+    target.write_text(text + "\n", encoding="utf-8")
+
+
 def goals(answers: dict[str, Any]) -> list[str]:
     """Return one line for each goal."""
     lines = []
@@ -68,6 +76,7 @@ def main() -> int:
     if unknown := [name for name in options.questions if name not in QUESTIONS]:
         parser.error(f"{', '.join(unknown)}: not a question; there are {', '.join(QUESTIONS)}")
     chosen = [name for name in QUESTIONS if name in (options.questions or QUESTIONS)]
+    target = Path(options.json) if options.json else results_path() if options.scale == 1 else None
     answers: dict[str, Any] = {}
     failed: list[str] = []
     begin = time.monotonic()
@@ -87,18 +96,15 @@ def main() -> int:
                 failed.append(name)
                 continue
             answers[name] = json.loads(path.read_text(encoding="utf-8"))
+            if target is not None:
+                write(target, answers)  # now: a run that is interrupted keeps what it has
     spent = os.times()
     cpu = spent.children_user + spent.children_system
     print(f"\nGoals ({time.monotonic() - begin:.0f} s in all, {cpu:.0f} s of CPU time)")
     print("\n".join(goals(answers)))
     for name in failed:
         print(f"error: {name} failed; run python -m benchmarks.{name}", file=sys.stderr)
-    target = Path(options.json) if options.json else results_path() if options.scale == 1 else None
     if target is not None and answers:
-        target.parent.mkdir(exist_ok=True)
-        before = json.loads(target.read_text(encoding="utf-8")) if target.exists() else None
-        text = json.dumps(merged(before, answers), indent=1, ensure_ascii=False)
-        target.write_text(text + "\n", encoding="utf-8")
         print(f"written to {target}")
     missed = [each for facts in answers.values() for each in unmet(facts)]
     return int(bool(failed) or (options.check and bool(missed)))
