@@ -27,7 +27,8 @@ QUESTION: Final = Question(
     "grow in jumps, so one size alone says little. Each filling in a process of its own, which "
     "sees its allocations (tracemalloc) or its resident memory",
     rivals="async-lru, cachebox (TTLCache), theine (Cache): resident memory only, as native code "
-    "takes memory that Python does not see",
+    "takes memory that Python does not see. Their bound is 2,000,000 entries from the start "
+    "(async-lru: none), so what one sizes by its bound weighs on its figures at small sizes",
     floor="dict: the same keys in a dict of (value, deadline) tuples",
     not_measured="what the allocator keeps after many entries have come and gone; tags, removal "
     "records and statistics, which have bounds of their own (docs/memory.md)",
