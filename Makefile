@@ -8,7 +8,7 @@ VENV := .venv/$(or $(TAG),unknown)
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: demo test check format coverage bench conformance explore mutants build clean
+.PHONY: demo test check format coverage bench bench-own hitcost plots conformance explore mutants build clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.runtime
@@ -32,8 +32,23 @@ coverage: $(VENV)/.dev
 	$(BIN)/python -m coverage run -m pytest $(ARGS)
 	$(BIN)/python -m coverage report
 
-bench: $(VENV)/.dev
+# This library beside others, each question in a process of its own; under ten minutes on two cores
+# that nothing else uses. ARGS='hit stampede' asks some; the answers go to benchmarks/results/.
+bench: $(VENV)/.benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# Our own absolute times, to compare before and after a change.
+bench-own: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks -o asyncio_debug=false -o timeout=0 $(ARGS)
+
+# Instructions of a hit, compared with benchmarks/hitcost.json; under two minutes. Needs valgrind or perf.
+hitcost: $(VENV)/.runtime
+	$(BIN)/python -m benchmarks.hitcost $(ARGS)
+
+# The plots, and the tables of docs/benchmarks.md and the README, from benchmarks/results/.
+plots: $(VENV)/.benchmarks
+	$(BIN)/python -m benchmarks.plots
+	$(BIN)/python -m benchmarks.tables
 
 # The same stories told to this library and to others, each in a process of its own; about a minute.
 conformance: $(VENV)/.conformance
@@ -74,4 +89,8 @@ $(VENV)/.dev: $(VENV)/.python pyproject.toml
 
 $(VENV)/.conformance: $(VENV)/.python pyproject.toml
 	@$(PIP) install -e '.[conformance]'
+	@touch $(VENV)/.runtime $@
+
+$(VENV)/.benchmarks: $(VENV)/.python pyproject.toml
+	@$(PIP) install -e '.[benchmarks]'
 	@touch $(VENV)/.runtime $@

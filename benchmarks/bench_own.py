@@ -1,7 +1,7 @@
 """What our own hit, miss, stampede and sweep cost, with pytest-benchmark.
 
 Absolute times of one machine: good for seeing a change before and after, not
-for a claim. Ratios against others are in hit_ratio.py.
+for a claim. Ratios against others are in docs/benchmarks.md.
 """
 
 import asyncio
