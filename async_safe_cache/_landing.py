@@ -36,6 +36,8 @@ FAILURE_WEIGHT: Final = 1024
 Load = tuple[object, Callable[..., Any], tuple[Any, ...], CacheOptions]
 """What `Flight.load` is: the kind of the key, the call, its arguments, its options."""
 
+_ENDED: Final[Load] = (None, type(None), (), CacheOptions())  # of a flight that was given up
+
 
 @final
 class Landing:
@@ -87,8 +89,7 @@ class Landing:
         """End *flight* with *value*; store it, unless the flight was shut out."""
         engine = self.engine
         space, key = flight.key
-        load: Load = flight.load
-        kind, _, _, options = load
+        kind, _, _, options = flight.load or _ENDED
         ttl = engine.shortened(options) if options.jitter else options.ttl
         dropped: list[object] = []
         with self._lock:
@@ -119,8 +120,7 @@ class Landing:
         """End *flight* with *error*; remember it, if that is asked for."""
         engine = self.engine
         space, key = flight.key
-        load: Load = flight.load
-        options = load[3]
+        _, _, _, options = flight.load or _ENDED
         interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
         cancelled = interrupted or isinstance(error, asyncio.CancelledError)
         stopped_from_outside = (

@@ -386,6 +386,8 @@ class Loads:
 
     async def _run(self, flight: Flight) -> None:
         """Run the loader; its outcome goes to the waiters, never into the task."""
+        if flight.done:
+            return  # given up before its first step
         load: Load = flight.load
         _, call, arguments, _ = load
         value: Any = None

@@ -31,6 +31,7 @@ from async_safe_cache import (
     RemovalCause,
     race_safe_cached,
 )
+from async_safe_cache._tasks import EAGER
 
 from .virtual import VirtualClock, at_once
 
@@ -501,7 +502,10 @@ class Pair:
         in_call: bool,
         callers: int = 1,
     ) -> None:
-        """Load by *callers* at once; all but the first join."""
+        """Load by *callers* at once; all but the first join.
+
+        Or they hit, where a load that needs no await is over before they ask.
+        """
         self.begin()
         model = self.model
         result = self.result(size, failure)
@@ -513,18 +517,25 @@ class Pair:
             asked = [_answer(self.ask(place, ttl, in_call)) for _ in range(callers)]
             answers = await asyncio.gather(*asked)
         held = model.call(place)
+        over = False
         if held is None:
             model.landed(
                 place, result, weight_of(place, result), self.ttl_asked(place, ttl, in_call)
             )
-            model.coalesced[place[0]] += callers - 1
+            over = EAGER and place in model.live
+            for _ in range(callers - 1):
+                if over:
+                    model.call(place)
+                else:
+                    model.coalesced[place[0]] += 1
         else:
             for _ in range(callers - 1):
                 model.call(place)
             result = held.what
         assert len(self.results) == (held is not None), "loaded as often as told"
         for answer in answers:
-            _agree(answer, result, same_object=held is None or held.is_value)
+            leads = held is None and (answer is answers[0] or not over)
+            _agree(answer, result, same_object=leads or isinstance(result, Value))
         self.end()
 
     async def fill(self, first: int, count: int, ttl: float | None) -> None:
