@@ -257,7 +257,7 @@ class Engine:
         entry = self.peek(space, key, now)
         if entry is not None:
             try:
-                self.store.touch(entry)
+                self.store.order.touch(entry)
             except KeyError:
                 pass  # removed by another thread a moment ago: it was there when we looked
             space.counters.other_hits += 1

@@ -80,15 +80,13 @@ class LeastRecentlyUsed(Generic[E]):
     Complexity: O(1) each.
     """
 
-    __slots__ = ("_order", "touch")
+    __slots__ = ("_order", "add", "touch")
 
     def __init__(self) -> None:
         self._order: OrderedDict[E, None] = OrderedDict()  # bounded by the store's entries
         self.touch: Callable[[E], None] = self._order.move_to_end
-
-    def add(self, entry: E) -> None:
-        """Take *entry* in as the most recently used one."""
-        self._order[entry] = None
+        # Takes one in that is not here, as the most recently used one.
+        self.add: Callable[[E], None] = self._order.setdefault
 
     def discard(self, entry: E) -> None:
         """Forget *entry*."""

@@ -292,12 +292,15 @@ class Flights:
 
     def end(self, flight: Flight) -> dict[Waiter, Loop | None]:
         """Locked. Take *flight* out for good; return everybody to be woken."""
-        if self._registry.get(flight.key) is flight:
-            del self._registry[flight.key]
+        registry, key = self._registry, flight.key
+        if registry.get(key) is flight:
+            del registry[key]
         self.running.pop(flight, None)
         flight.done = True
-        flight.load = flight.outcome = None  # whoever inherited the flight holds no arguments
+        flight.load = None  # whoever inherited the flight holds no arguments
         flight.task = None  # its context holds the flight: a cycle that only the collector ends
+        if flight.outcome is not None:
+            flight.outcome = None
         return self._everybody(flight)
 
     def give_up(self, flight: Flight) -> dict[Waiter, Loop | None]:
@@ -427,7 +430,7 @@ def wake(
     if not waiting:
         return
     here = here or running_loop()
-    far: dict[Loop, list[asyncio.Future[Outcome | None]]] = {}
+    far: dict[Loop, list[asyncio.Future[Outcome | None]]] | None = None
     for waiter, loop in waiting.items():
         if type(waiter) is ThreadWaiter:
             waiter.set(outcome)
@@ -435,8 +438,9 @@ def wake(
             if not waiter.done():  # else: its caller was cancelled a moment ago
                 waiter.set_result(outcome)
         else:
+            far = {} if far is None else far
             far.setdefault(loop, []).append(waiter)
-    for loop, waiters in far.items():
+    for loop, waiters in far.items() if far else ():
         try:
             loop.call_soon_threadsafe(_resolve, waiters, outcome)
         except RuntimeError:

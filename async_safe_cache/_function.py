@@ -152,8 +152,7 @@ class CachedFunction:
             Exception: Whatever `key=` raised.
         """
         if self.simple:
-            key, kind = call_key(values, self.parameters)
-            return self.space, key, kind
+            return self.space, *call_key(values, self.parameters)
         if self.key_function is not None:
             key = canonical(self.key_function(values), f"key= of {self.name}", raw=True)
             return self.space, key, None

@@ -123,13 +123,12 @@ class Loads:
                         self._start_task(flight, loop)
                 elif step is _CLEAN_UP:
                     timer = loop.call_later(options.cancel_grace, release, waiter)
-                if waiter.done():
-                    pass  # the load needed no await, or somebody ended it in this moment
-                elif flight.loop is loop:
-                    await waiter
+                outcome: Outcome | None
+                if flight.loop is loop:
+                    outcome = await waiter
                 else:
                     with self.engine.guards.guarding(flight, loop):
-                        await waiter
+                        outcome = await waiter
             except GeneratorExit:
                 # The collector closes a coroutine whose loop died: no place to take a lock.
                 self._forget_later(current, flight, waiter)
@@ -145,7 +144,6 @@ class Loads:
             if step is _CLEAN_UP:
                 self._overtake(flight, options.cancel_grace)
                 continue
-            outcome: Outcome | None = waiter.result()
             if outcome is None:
                 continue  # nobody answered: its loop died
             if not refresh and outcome.ended is not None:

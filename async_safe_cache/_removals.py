@@ -170,7 +170,7 @@ class RemovalRecord:
 
     def reason(self, space: Hashable, key: DataKey) -> MissReason:
         """Return why *key* is gone; ABSENT when nothing is known."""
-        mark = _mark(key)
+        mark = key if _is_small(key) else digest(key)
         for segment in reversed(self._segments):
             known = segment.gone.get(space)
             if known is not None:

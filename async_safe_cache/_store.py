@@ -23,6 +23,7 @@ has its place in the recency order and in the expiry index, and its memory; so
 whatever needs room, or frees what is due, digs the graves over first.
 """
 
+import builtins
 import threading
 from collections.abc import Callable, Collection
 from math import inf
@@ -36,12 +37,15 @@ from ._keys import DataKey
 from ._removals import MOST, RemovalRecord, Segment
 from .outcomes import MissReason, RemovalCause
 
-__all__ = ["ENTRY_OVERHEAD", "Counters", "Entry", "Namespace", "Store"]
+__all__ = ["ENTRY_OVERHEAD", "TOUCH", "Counters", "Entry", "Namespace", "Store"]
 
 ENTRY_OVERHEAD: Final = 640
 """Bytes of the library's own per entry: its slots, its places in the dict of its
 namespace, in the recency order and in the expiry index, and one and a half removal
 records with their keys. Measured: see docs/memory.md."""
+
+TOUCH: Final = "_asc_touch"
+"""The name by which a compiled wrapper knows `order.touch`."""
 
 PER_WRITE: Final = 4
 """Dead or due entries that one write frees on its way."""
@@ -236,7 +240,9 @@ class Store:
         self.policy: PolicyName = policy
         self._new_order: Callable[[], Order[Entry]] = order_of(policy)
         self.order = self._new_order()
-        self.touch = self.order.touch  # what a hit does, one attribute away
+        # What compiled wrappers call by name: one dict for all of them, so that a new
+        # order reaches them at once and a hit looks up no attribute.
+        self.names = {**vars(builtins), TOUCH: self.order.touch}
         self.count = 0
         self.bytes = 0
         self.rejected = 0
@@ -264,7 +270,7 @@ class Store:
         entry = space.data.get(key)
         if entry is None or entry.deadline <= now:
             return None
-        self.touch(entry)
+        self.order.touch(entry)
         return entry
 
     def holds(self, space: Namespace, key: DataKey, now: float) -> bool:
@@ -274,7 +280,7 @@ class Store:
 
     def reason(self, space: Namespace, key: DataKey) -> MissReason:
         """Return why *key* has no fresh entry."""
-        if self.bypassed:
+        if self.off or Store.off_everywhere:
             return MissReason.BYPASSED
         if key in space.data:
             return MissReason.EXPIRED
@@ -392,7 +398,7 @@ class Store:
             deadline = now + ttl
             entry.since, entry.deadline = deadline - born, deadline
             self._expiry.add(entry)
-        self.touch(entry)
+        self.order.touch(entry)
 
     def free(self, now: float, limit: int, dropped: list[object]) -> int:
         """Free up to *limit* entries that are dead or due; return how many."""
@@ -441,7 +447,7 @@ class Store:
         self._occupied = {}
         wreck: list[Any] = [self._expiry.spoils(), *self.order.spoils()]
         self.order = self._new_order()
-        self.touch = self.order.touch
+        self.names[TOUCH] = self.order.touch
         self._expiry = ExpiryIndex()
         self.count = 0
         self.bytes = 0
@@ -533,13 +539,14 @@ class Store:
 
     def _make_room(self, weight: int, now: float, dropped: list[object]) -> None:
         """Free what is dead or due, then evict, until one entry of *weight* fits."""
+        take_oldest = self.order.take_oldest
         while True:
             over_bytes = self.bytes + self._dead_bytes + weight > self.max_bytes
             if not over_bytes and self.count + self._dead < self.max_entries:
                 return
             if (self._graves or now >= self._expiry.soonest) and self.free(now, 1, dropped):
                 continue
-            victim = self.order.take_oldest()
+            victim = take_oldest()
             if victim is None:
                 return
             if victim.deadline <= now:

@@ -904,11 +904,11 @@ self.running[flight] = None
         old="""\
         if entry is None or entry.deadline <= now:
             return None
-        self.touch""",
+        self.order.touch""",
         new="""\
         if entry is None or entry.deadline < now:
             return None
-        self.touch""",
+        self.order.touch""",
         found_by=(
             "a_remembered_failure_costs_one_load_while_it_lasts",
             "tests/test_cache.py::test_at_ttl_exactly_a_value_is_expired_for_every_read",
@@ -1207,7 +1207,7 @@ self.running[flight] = None
         line="§6",
         what="A get does not renew recency: what is read most leaves first.",
         file="_engine.py",
-        old="self.store.touch(entry)",
+        old="self.store.order.touch(entry)",
         new="pass",
         found_by=(
             "a_hit_saves_an_entry_from_the_evictor",
@@ -1219,7 +1219,7 @@ self.running[flight] = None
         line="§6",
         what="A hit of a decorated function does not renew recency.",
         file="_wrapper.py",
-        old='_CALL.format("_asc_store.touch") + "(_asc_entry)"',
+        old='f"{TOUCH}(_asc_entry)"',
         new='"pass"',
         found_by=(
             "tests/test_survivors.py::test_a_hit_of_a_decorated_function_saves_its_entry_from_the_evictor",
@@ -1640,7 +1640,7 @@ with self._lock:
         line="§9",
         what="A new instance at the address of an old one gets the old one's values.",
         file="_wrapper.py",
-        old='same = f"{_OWNER} is {first} and {same}"',
+        old='same = f"_asc_space.owner() is {first} and {same}"',
         new="pass",
         found_by=(
             "tests/test_decorator.py::test_a_new_instance_at_the_address_of_an_old_one_finds_nothing",
