@@ -298,19 +298,24 @@ def test_a_failure_to_remember_takes_the_place_of_a_value_that_expires_at_that_m
 # -- bounds
 
 
+@pytest.mark.parametrize("policy", ["lru", "s3fifo"])
 def test_a_hit_of_a_decorated_function_saves_its_entry_from_the_evictor(
-    clock: VirtualClock,
+    clock: VirtualClock, policy: Any
 ) -> None:
-    cache = AsyncSafeCache(max_entries=2, clock=clock)
+    """Before a clear and after it, which gives the store a new order."""
+    cache = AsyncSafeCache(max_entries=2, clock=clock, policy=policy)
 
     @race_safe_cached(cache, "square")
     def square(number: int) -> int:
         return number * number
 
-    for number in (1, 2, 1, 3):  # 1 is hit, so that 2 is the oldest when 3 comes
-        square(number)
-    assert square.cache_contains(1)  # type: ignore[attr-defined]
-    assert not square.cache_contains(2)  # type: ignore[attr-defined]
+    for begin in (0, 10):
+        for number in (1, 2, 1, 3):  # 1 is hit, so that 2 is the oldest when 3 comes
+            square(begin + number)
+        assert square.cache_contains(begin + 1)  # type: ignore[attr-defined]
+        assert not square.cache_contains(begin + 2)  # type: ignore[attr-defined]
+        assert cache.stats().hits == begin / 10 + 1
+        asyncio.run(cache.clear())
 
 
 def test_key_and_overhead_are_inside_the_memory_bound(clock: VirtualClock) -> None:
