@@ -144,7 +144,7 @@ class AsyncSafeCache:
 
     def __repr__(self) -> str:
         store, state = self._engine.store, self._engine.state.name.lower()
-        size = f"{len(store.order)} entries, {store.bytes} bytes"
+        size = f"{store.count} entries, {store.bytes} bytes"
         return f"<AsyncSafeCache {self._name!r} {state}, {size}>"
 
     # -- what it is

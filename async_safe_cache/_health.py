@@ -8,7 +8,7 @@ and memory. A slice begins with the first event after 10 seconds other than a hi
 """
 
 import math
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Final, final
@@ -65,13 +65,13 @@ class Recent:
         fresh = self.fresh
         waits = fresh[:]
         del fresh[: len(waits)]  # not clear(): others append meanwhile
-        waits.sort()
+        waits = sorted(each for each in waits if 0 < each < math.inf)  # not what a clock made up
         counts = self._slices[-1].waits
-        place = bisect_right(waits, 0.0)
+        place = 0
         while place < len(waits):
             mantissa, exponent = math.frexp(waits[place])  # mantissa from 1/2 to 1
             step = PER_OCTAVE * exponent + int(2 * PER_OCTAVE * mantissa)
-            after = bisect_left(waits, _upto(step), place)
+            after = max(place + 1, bisect_left(waits, _upto(step), place))
             counts[step] = counts.get(step, 0) + after - place
             place = after
 

@@ -4,7 +4,8 @@
     answer   every waiter, outside the lock, whatever happened on the way
 
 A load that ends in the first step of its task, and leaves nothing in the store, is
-answered a turn of the loop later: who calls in the same turn still shares it.
+answered a turn of the loop later: who calls in the same turn still shares it. A failure
+of that step is even told a turn later, when its frames no longer lead to the caller's.
 
 User code (weigher, clock, `negative=`) runs before the lock is taken.
 """
@@ -49,18 +50,28 @@ class Landing:
         self.store = engine.store
         self._lock = engine.store.lock
 
-    def conclude(self, flight: Flight, value: object, error: BaseException | None) -> Outcome:
-        """Land *flight* and answer its waiters, whatever happens on the way."""
+    def conclude(
+        self, flight: Flight, value: object, error: BaseException | None
+    ) -> Outcome | None:
+        """Land *flight* and answer its waiters, whatever happens on the way.
+
+        None: nothing was done; to be called again when the first step is over.
+        """
+        outcome: Outcome | None = None
         try:
             return self._landed(flight, value, error)
-        except BaseException:
-            # An interrupt, or a bug: nobody may wait for ever. Who waits tries again.
+        except BaseException as broken:
+            # An interrupt, too deep a stack, or a bug: nobody may wait for ever.
+            if isinstance(broken, Exception):
+                outcome = Outcome(None, Failure(broken, trimmed(broken).__traceback__), None)
             with self._lock:
                 waiting = self.flights.end(flight)
-            wake(waiting, None)
-            raise
+            wake(waiting, outcome)
+            if outcome is None:
+                raise
+            return outcome
         finally:
-            del error, value
+            del error, value, outcome
 
     def answer(self, flight: Flight, outcome: Outcome) -> None:
         """Tell those who wait for *flight* what it ended with."""
@@ -68,7 +79,7 @@ class Landing:
             waiting = self.flights.end(flight)
         wake(waiting, outcome)
 
-    def _landed(self, flight: Flight, value: object, error: BaseException | None) -> Outcome:
+    def _landed(self, flight: Flight, value: object, error: BaseException | None) -> Outcome | None:
         now = self.engine.moment_or_none()
         rejected = False
         if error is None:
@@ -77,6 +88,8 @@ class Landing:
                 rejected = True
                 weight = self.engine.measure(flight.key[1], value)
             except Exception as caught:  # noqa: BLE001 - every waiter gets it
+                if self.flights.in_first_step(flight):
+                    return None
                 error = trimmed(caught)
             else:
                 return self._keep(flight, value, weight, now)
@@ -140,6 +153,8 @@ class Landing:
         dropped: list[object] = []
         with self._lock:
             engine.catch_up(dropped)
+            if len(engine.recent.fresh) > MANY:
+                engine.recent.count_waits()
             counters = space.counters
             # A load that was only stopped is none, unless somebody is told that it failed.
             ended = not (cancelled and flight.cancelling) and (
@@ -147,9 +162,8 @@ class Landing:
             )
             counters.loads += ended
             counters.load_errors += ended
-            shared = interrupted
             if not self.flights.land(flight):
-                shared = True
+                pass
             elif rejected:
                 self.store.reject(space, key, -math.inf if now is None else now, dropped)
             elif now is None:
@@ -157,11 +171,7 @@ class Landing:
             elif remember is not UNSET and not self.store.holds(space, key, now):
                 size = ENTRY_OVERHEAD + FAILURE_WEIGHT + weigh_key(key)
                 memory = failure.remembered()
-                shared = self.store.put(space, key, None, memory, size, remember, now, dropped)
-            outcome = Outcome(None, failure, now)
-            if not shared and self.flights.in_first_step(flight):
-                flight.outcome = outcome
-                return outcome
+                self.store.put(space, key, None, memory, size, remember, now, dropped)
             waiting = self.flights.end(flight)
         if interrupted:
             # The program ends: its own tasks are cancelled, as asyncio.run is about to do.
@@ -170,6 +180,7 @@ class Landing:
             # asyncio.run ends its loop so. To who waits elsewhere that is no answer: load again.
             wake(dict(each for each in waiting.items() if not _is_near(each, flight)), None)
             waiting = dict(each for each in waiting.items() if _is_near(each, flight))
+        outcome = Outcome(None, failure, now)
         wake(waiting, outcome)
         return outcome
 

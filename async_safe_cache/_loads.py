@@ -18,7 +18,7 @@ from contextvars import copy_context
 from enum import Enum, auto
 from inspect import isawaitable
 from types import CoroutineType
-from typing import Any, Final, final
+from typing import Any, Final, cast, final
 
 from ._engine import Engine, State
 from ._flights import (
@@ -38,7 +38,7 @@ from ._keys import DataKey
 from ._landing import Landing, Load, trimmed
 from ._store import Entry, Namespace
 from ._tasks import start
-from .errors import CacheClosedError, RecursiveLoadError
+from .errors import CacheClosedError, LoadCancelledError, RecursiveLoadError
 from .options import CacheOptions
 from .outcomes import MissReason
 
@@ -46,8 +46,9 @@ __all__ = ["Loads"]
 
 _log = logging.getLogger("async_safe_cache")
 
-NESTED: Final = 32
-"""Loads that begin inside each other's first step, at most: each takes a part of the stack."""
+NESTED: Final = 8
+"""Loads that begin inside each other's first step, at most: they share one stack, with all
+the calls that the user's loaders make on the way."""
 
 _Future: Final[Any] = asyncio.Future
 _Coroutine: Final[Any] = CoroutineType
@@ -145,6 +146,8 @@ class Loads:
                 self._overtake(flight, options.cancel_grace)
                 continue
             if outcome is None:
+                if step is _LEAD and not flight.cancelling:
+                    raise LoadCancelledError(flight.name)  # something stopped its very end
                 continue  # nobody answered: its loop died
             if not refresh and outcome.ended is not None:
                 self.engine.recent.fresh.append(outcome.ended - begun)
@@ -399,18 +402,33 @@ class Loads:
             raise
         except BaseException as caught:  # noqa: BLE001 - every waiter gets it
             error = trimmed(caught)
+        stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
         try:
-            self.landing.conclude(flight, value, error)
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            if error is not None and flight.task is None and not stopped:
+                await self._first_step_over(flight)
+            if self.landing.conclude(flight, value, error) is None:
+                await self._first_step_over(flight)
+                self.landing.conclude(flight, value, error)
+            if stopped:
                 task = asyncio.current_task()
                 if task is not None:  # it is raised where it belongs; nobody else asks for it
                     task.add_done_callback(lambda task: task.cancelled() or task.exception())
-                raise error
+                raise cast("BaseException", error)
         finally:
             # The loader's frames, which the error holds, lead back to this one.
             del error, value
 
-    def _lead(self, flight: Flight) -> Outcome:
+    async def _first_step_over(self, flight: Flight) -> None:
+        """Wait for a turn of the loop's own: until then all frames lead back to the caller's."""
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            pass  # the loader has ended: only its end is still to be told
+        except GeneratorExit:
+            self.engine.later.append(lambda _: wake(self.flights.end(flight), None))
+            raise
+
+    def _lead(self, flight: Flight) -> Outcome | None:
         """Run the loader of a plain `def` in this thread."""
         load: Load = flight.load
         _, call, arguments, _ = load

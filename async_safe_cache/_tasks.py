@@ -42,9 +42,12 @@ def _way(loop_type: Any) -> _Way:
         return _Way.NOT
     if create is asyncio.BaseEventLoop.create_task or loop_type.__module__.startswith("uvloop"):
         return _Way.PLAIN
-    kinds = inspect.signature(create).parameters.values()
-    takes_all = any(each.kind is each.VAR_KEYWORD or each.name == "eager_start" for each in kinds)
-    return _Way.ITSELF if takes_all else _Way.NOT
+    try:
+        # By name: one that takes any option may hand it on to one that does not know it.
+        itself = "eager_start" in inspect.signature(create).parameters
+    except (TypeError, ValueError):
+        itself = False  # written in C
+    return _Way.ITSELF if itself else _Way.NOT
 
 
 def start(
@@ -57,11 +60,14 @@ def start(
 ) -> "asyncio.Task[None]":
     """Return a task of *loop*, the running one, that runs *coroutine* in *context*.
 
-    With *eager* its first step is over when this returns, if that is possible here.
+    With *eager* its first step is over when this returns, if that is possible here. Not
+    while the caller handles an exception: that would be the context of what is raised
+    in the first step, and the caller's secrets in the traceback of others.
     """
-    if eager and loop.get_task_factory() is None:
+    if eager and EAGER and sys.exception() is None and loop.get_task_factory() is None:
         kind: Any = type(loop)
-        way = _way(kind)
+        # Who replaced `create_task` of one loop wants to see its tasks.
+        way = _Way.NOT if "create_task" in getattr(loop, "__dict__", ()) else _way(kind)
         # The stubs of 3.11 know no eager_start.
         task_type: Any = asyncio.Task
         itself: Any = loop.create_task

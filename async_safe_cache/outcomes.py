@@ -146,7 +146,8 @@ class CacheStats:
         rejected: Values that were returned and not stored.
         estimated_weights: Stored values whose bytes are partly an estimate.
         misses_by_reason: Misses for each `MissReason`.
-        removals_by_cause: Removed entries for each `RemovalCause`.
+        removals_by_cause: Removed entries for each `RemovalCause`; those of a large
+            clear when their memory is freed.
         evictions_by_cause: Evictions for each bound that asked for them.
     """
 

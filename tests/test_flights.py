@@ -6,6 +6,7 @@ import logging
 import random
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -19,7 +20,14 @@ from async_safe_cache import (
     race_safe_cached,
 )
 
-from .virtual import Loader, VirtualClock, begin_tasks_later, run_virtual, settle
+from .virtual import (
+    Loader,
+    VirtualClock,
+    VirtualLoop,
+    begin_tasks_later,
+    run_virtual,
+    settle,
+)
 
 FOLLOWERS = 5
 
@@ -685,6 +693,163 @@ def test_a_burst_of_one_turn_shares_a_load_that_needs_no_await(
         stats = cache.stats()
         assert (stats.calls, stats.loads) == (100, 1)
         assert (await cache.lookup("key")).reason is reason
+        assert_nothing_runs(cache)
+
+    run_virtual(main(), clock)
+
+
+def test_a_task_that_cannot_be_made_is_the_error_of_all_who_wait(clock: VirtualClock) -> None:
+    def refuse(loop: Any, coroutine: Any, **_: Any) -> Any:
+        raise RuntimeError("no more tasks")
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader("value")
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(refuse)
+        try:
+            with pytest.raises(RuntimeError, match="no more tasks"):
+                await cache.get_or_load("key", load)
+        finally:
+            loop.set_task_factory(None)
+        assert_nothing_runs(cache)
+        assert await cache.get_or_load("key", load) == "value"
+
+    run_virtual(main(), clock)
+
+
+class _HandsOn(VirtualLoop):
+    """A loop whose tasks are its own: it hands on whatever it is given."""
+
+    def create_task(self, coro: Any, **kwargs: Any) -> Any:
+        return super().create_task(coro, **kwargs)
+
+
+def test_a_loop_with_tasks_of_its_own_makes_them_as_it_always_does(clock: VirtualClock) -> None:
+    made: list[str] = []
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        assert await cache.get_or_load("key", Loader("value")) == "value"
+        loop: Any = asyncio.get_running_loop()
+        ordinary = loop.create_task
+
+        def seen(coro: Any, **kwargs: Any) -> Any:
+            made.append(kwargs["name"])
+            return ordinary(coro, **kwargs)
+
+        loop.create_task = seen
+        assert await cache.get_or_load("other", Loader("value")) == "value"
+        del loop.create_task
+        assert made == ["load of default"]
+
+    with asyncio.Runner(loop_factory=lambda: _HandsOn(clock)) as runner:
+        runner.run(main())
+
+
+class _Request:
+    """What a caller holds, and nobody else may."""
+
+
+def test_a_failure_without_an_await_shows_nothing_of_the_callers(clock: VirtualClock) -> None:
+    """A load may begin on its first caller's stack; what that caller handles is its own."""
+    handled: list[BaseException | None] = []
+
+    async def load() -> str:
+        handled.append(sys.exc_info()[1])
+        raise KeyError("failed")
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+
+        async def leader(request: _Request) -> None:
+            try:
+                raise PermissionError("token=abc")
+            except PermissionError:
+                await cache.get_or_load("key", load)
+
+        async def plain(request: _Request) -> None:
+            await cache.get_or_load("plain", load)
+
+        for call, key in ((leader, "key"), (plain, "plain")):
+            request = _Request()
+            gone = weakref.ref(request)
+            first = asyncio.create_task(call(request))
+            del request
+            follower = asyncio.create_task(_error_of(cache.get_or_load(key, load)))
+            await asyncio.wait([first])
+            assert isinstance(first.exception(), KeyError)
+            error = await follower
+            assert isinstance(error, KeyError)
+            assert error.__context__ is None
+            del first
+            gc.collect()
+            assert gone() is None, "a follower's exception keeps the leader's frames"
+        assert handled == [None, None]
+        assert_nothing_runs(cache)
+
+    run_virtual(main(), clock)
+
+
+async def _error_of(call: Coroutine[Any, Any, Any]) -> BaseException | None:
+    try:
+        await call
+    except BaseException as error:
+        return error
+    return None
+
+
+class _Stop(BaseException):
+    pass
+
+
+def test_a_landing_that_is_stopped_ends_its_call(clock: VirtualClock) -> None:
+    """Asked again, it would be stopped again, and the loop would never run anything else."""
+    calls = 0
+
+    def stop(value: object) -> int:
+        raise _Stop
+
+    async def load() -> str:
+        nonlocal calls
+        calls += 1
+        return "value"
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock, weigher=stop)
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        error = await _error_of(cache.get_or_load("key", load))
+        assert isinstance(error, (LoadCancelledError, _Stop))
+        assert calls == 1
+        assert_nothing_runs(cache)
+
+    run_virtual(main(), clock)
+    gc.collect()
+
+
+def test_a_landing_that_fails_is_the_error_of_all_who_wait(
+    clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one for which the stack is too deep."""
+    calls = 0
+
+    async def load() -> str:
+        nonlocal calls
+        calls += 1
+        return "value"
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+
+        def fail(*_: Any) -> Any:
+            raise RecursionError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(cache._engine.store), "put", fail)
+            burst = [_error_of(cache.get_or_load("key", load)) for _ in range(3)]
+            errors = await asyncio.gather(*burst)
+        assert {type(error) for error in errors} == {RecursionError}
+        assert calls <= 3
         assert_nothing_runs(cache)
 
     run_virtual(main(), clock)

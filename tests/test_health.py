@@ -1,6 +1,8 @@
 """Health tells the truth at any time, and what to do."""
 
+import asyncio
 import json
+import math
 import threading
 from typing import Any
 
@@ -151,3 +153,24 @@ def test_health_works_closed_and_from_any_thread(clock: VirtualClock) -> None:
         assert found[0]["status"] == "closed"
 
     run_virtual(main(), clock)
+
+
+def test_waits_that_nobody_counts_stay_few(clock: VirtualClock) -> None:
+    """Failing loads count them as well, and what a clock made up is no wait."""
+    cache = AsyncSafeCache(clock=clock)
+
+    async def fail() -> None:
+        clock.advance(0.001)
+        raise KeyError
+
+    async def main() -> None:
+        for _ in range(2_000):
+            with pytest.raises(KeyError):
+                await cache.get_or_load("key", fail)
+
+    asyncio.run(main())
+    recent = cache._engine.recent
+    assert len(recent.fresh) <= 300
+    recent.fresh += [math.inf, -math.inf, math.nan, 5e-324, 0.0, -1.0]
+    response = cache.health()["cache_stats"]["response_time_ms"]
+    assert 1 <= response <= 1.2

@@ -506,3 +506,17 @@ def test_a_loaders_blocking_call_back_into_its_own_cache_works_for_other_keys(
         assert_nothing_runs(cache)
 
     run_virtual(main(), clock)
+
+
+def test_a_long_chain_of_loads_that_need_no_await_has_room_for_the_users_own_calls() -> None:
+    """Loads that begin inside each other share one stack, with the calls in between."""
+    cache = AsyncSafeCache()
+
+    async def through(calls: int, number: int) -> int:
+        return await (through(calls - 1, number) if calls else link(number))
+
+    @race_safe_cached(cache)
+    async def link(number: int) -> int:
+        return await through(50, number - 1) + 1 if number else 0
+
+    assert asyncio.run(link(200)) == 200

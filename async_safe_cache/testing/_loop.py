@@ -357,8 +357,12 @@ class ScheduleLoop(asyncio.BaseEventLoop):
         """Return whether a run is on."""
         return self._active
 
-    def create_task(self, coro: Any, **kwargs: Any) -> "asyncio.Task[Any]":
+    def create_task(
+        self, coro: Any, *, eager_start: bool = False, **kwargs: Any
+    ) -> "asyncio.Task[Any]":
         """Start a task with a number, and a name that is the same in each run."""
+        if eager_start:
+            kwargs["eager_start"] = True
         if self.get_task_factory() is not None:
             return super().create_task(coro, **kwargs)
         number = len(self.tasks)
