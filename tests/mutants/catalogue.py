@@ -97,7 +97,7 @@ MUTANTS = (
         line="§3.1",
         what="The registry is not asked: every caller of a burst loads for itself.",
         file="_loads.py",
-        old="flight = self.flights.get((space, key))",
+        old="flight = flights.get(place, loop)",
         new="flight = None",
         found_by=(
             "callers_of_one_key_share_one_load",
@@ -126,7 +126,7 @@ MUTANTS = (
         line="§3.1",
         what="Who came late for a load does not look for its value again, and loads once more.",
         file="_loads.py",
-        old="entry = self.store.find(space, key, now)",
+        old="entry = store.find(space, key, now)",
         new="entry = None",
         found_by=(
             "a_set_beats_an_older_load",
@@ -228,12 +228,12 @@ MUTANTS = (
         what="A cancelled caller is not taken out of its flight: the load is never abandoned.",
         file="_loads.py",
         old="""\
-        except BaseException:
-            self._forget(current, flight, waiter)
-            raise""",
+                self._forget(current, flight, waiter)
+                raise
+            finally:""",
         new="""\
-        except BaseException:
-            raise""",
+                raise
+            finally:""",
         found_by=(
             "when_all_leave_the_load_is_cancelled",
             "tests/test_flights.py::test_when_all_callers_are_cancelled_the_load_is_too",
@@ -279,7 +279,7 @@ MUTANTS = (
         line="§3.3",
         what="A load cancelled before it began tells nobody: its key hangs for ever.",
         file="_loads.py",
-        old="task.add_done_callback(lambda _: self._task_done(flight, load))",
+        old="self.landing.conclude(flight, None, asyncio.CancelledError())",
         new="pass",
         found_by=(
             "when_all_leave_the_load_is_cancelled",
@@ -320,7 +320,7 @@ MUTANTS = (
         line="§3.4",
         what="A newcomer does not wait for the clean-up: a second load runs beside it.",
         file="_loads.py",
-        old="loop.call_later(load.options.cancel_grace, release, waiter)",
+        old="loop.call_later(options.cancel_grace, release, waiter)",
         new="loop.call_later(0, release, waiter)",
         found_by=(
             "newcomers_wait_for_a_slow_clean_up",
@@ -332,8 +332,8 @@ MUTANTS = (
         line="§3.4",
         what="Nobody overtakes a clean-up that takes too long: its key is blocked as long.",
         file="_loads.py",
-        old="self._overtake(what, load.options.cancel_grace)",
-        new="pass",
+        old="watchers = self.flights.give_up(flight)",
+        new="watchers = {}",
         found_by=(
             "a_load_too_slow_to_clean_up_is_overtaken_once",
             "tests/test_cancellation.py::test_after_the_grace_one_newcomer_loads_beside_the_clean_up",
@@ -368,12 +368,8 @@ MUTANTS = (
         line="§3.4",
         what="The end of a clean-up does not wake who waits for it: they sit out the whole grace.",
         file="_flights.py",
-        old="""\
-a cycle that only the collector ends
-        waiting = flight.waiters | flight.watchers""",
-        new="""\
-a cycle that only the collector ends
-        waiting = flight.waiters""",
+        old="waiting |= flight.watchers",
+        new="pass",
         found_by=(
             "one_function_ends_when_its_callers_are_answered",
             "tests/test_recursion.py::test_two_clean_ups_that_await_each_others_key_never_hang",
@@ -395,7 +391,7 @@ a cycle that only the collector ends
         name="failure-is-kept",
         line="§3.5",
         what="Every failure is remembered for ever, though negative= names none.",
-        file="_loads.py",
+        file="_landing.py",
         old="remember: float | None | Unset = UNSET",
         new="remember: float | None | Unset = None",
         found_by=(
@@ -473,7 +469,7 @@ a cycle that only the collector ends
         name="stop-iteration-as-it-is",
         line="§3.5",
         what="A loader's StopIteration is not turned into RuntimeError, and ends a caller's loop.",
-        file="_loads.py",
+        file="_landing.py",
         old="elif isinstance(error, StopIteration):",
         new="elif False:",
         found_by=(
@@ -500,8 +496,8 @@ a cycle that only the collector ends
         name="remembered-failure-replaces-a-value",
         line="§3.5",
         what="A refresh that fails with a failure to remember takes the older value away.",
-        file="_loads.py",
-        old=" and not self.store.holds(load.space, load.key, now):",
+        file="_landing.py",
+        old=" and not self.store.holds(space, key, now):",
         new=":",
         found_by=(
             "a_failing_refresh_leaves_the_older_value",
@@ -512,7 +508,7 @@ a cycle that only the collector ends
         name="remembered-failure-keeps-frames",
         line="§3.5",
         what="A remembered failure keeps the frames of the load that raised it alive.",
-        file="_loads.py",
+        file="_landing.py",
         old="memory = failure.remembered()",
         new="memory = failure",
         found_by=("tests/test_failures.py::test_a_remembered_failure_keeps_no_frame_alive",),
@@ -546,7 +542,7 @@ a cycle that only the collector ends
         name="inner-cancellation-passed-on",
         line="§3.6",
         what="A loader that was cancelled from inside cancels every caller's task.",
-        file="_loads.py",
+        file="_landing.py",
         old="stopped_by, error = error, LoadCancelledError(flight.name)",
         new="stopped_by = None",
         found_by=(
@@ -596,7 +592,7 @@ a cycle that only the collector ends
         line="§3.7",
         what="It is not noted which flight a load waits for: cycles hang.",
         file="_loads.py",
-        old="current.waits_on[waiter] = flight",
+        old="current.wait_for(flight, waiter)",
         new="pass",
         found_by=(
             "two_loads_that_wait_for_each_other_are_told_so",
@@ -609,10 +605,11 @@ a cycle that only the collector ends
         what="A load counts as waiting for what it got long ago: a cycle where there is none.",
         file="_loads.py",
         old="""\
-        if current is not None:
-            current.waits_on.pop(waiter, None)
-        return outcome""",
-        new="        return outcome",
+                current.waits_on.pop(waiter, None)
+            if step""",
+        new="""\
+                pass
+            if step""",
         found_by=(
             "tests/test_recursion.py::test_a_load_is_known_to_wait_only_for_what_it_waits_for_now",
         ),
@@ -646,9 +643,9 @@ a cycle that only the collector ends
         line="§3.8",
         what="The registry forgets its oldest running load when there are many: it runs again.",
         file="_flights.py",
-        old="self.running[flight] = None",
+        old="self._registry[key] = flight = Flight(key, name, loop)",
         new="""\
-self.running[flight] = None
+self._registry[key] = flight = Flight(key, name, loop)
         if len(self._registry) > 32:
             del self._registry[next(iter(self._registry))]""",
         found_by=(
@@ -766,9 +763,13 @@ self.running[flight] = None
         name="end-of-a-loop-answers-elsewhere",
         line="§3.10",
         what="The end of asyncio.run counts as their load's cancellation to those in other loops.",
-        file="_loads.py",
-        old="        if stopped_from_outside:\n",
-        new="        if False:\n",
+        file="_landing.py",
+        old="""\
+        if stopped_from_outside:
+""",
+        new="""\
+        if False:
+""",
         found_by=(
             "tests/test_dead_loops.py::test_the_end_of_asyncio_run_is_not_the_cancellation_of_who_waits_elsewhere",
         ),
@@ -932,17 +933,15 @@ self.running[flight] = None
         what="The ttl counts from the beginning of the load: slow loads are born nearly expired.",
         file="_loads.py",
         old="""\
-            value = load.call()
-            if isawaitable(value):
-                value = await value""",
-        new="""\
-            began = self.engine.clock()
-            value = load.call()
-            if isawaitable(value):
                 value = await value
-            if load.options.ttl is not None:
-                taken = self.engine.clock() - began
-                load.options = load.options.but(ttl=max(1e-9, load.options.ttl - taken))""",
+""",
+        new="""\
+                began = self.engine.clock()
+                value = await value
+                if flight.load and flight.load[-1].ttl is not None:
+                    left = flight.load[-1].ttl - (self.engine.clock() - began)
+                    flight.load = *flight.load[:-1], flight.load[-1].but(ttl=max(1e-9, left))
+""",
         found_by=(
             "a_ttl_counts_from_the_end_of_its_load",
             "tests/test_cache.py::test_ttl_counts_from_the_end_of_the_load",
@@ -973,8 +972,8 @@ self.running[flight] = None
         file="_store.py",
         old="""\
         self._expiry.discard(entry)
-        if ttl is None:""",
-        new="        if ttl is None:",
+        if not entry.space.timed:""",
+        new="        if not entry.space.timed:",
         found_by=(
             "a_touch_changes_the_time_and_nothing_else",
             "tests/test_cache.py::test_touch_renews_what_is_fresh_and_nothing_else",
@@ -1456,11 +1455,11 @@ digest = lambda _: b''
         name="loaded-value-weighed-under-the-lock",
         line="§8",
         what="What a load returned is weighed under the lock.",
-        file="_loads.py",
-        old="weight = self.engine.measure(load.key, value)",
+        file="_landing.py",
+        old="weight = self.engine.measure(flight.key[1], value)",
         new="""\
 with self._lock:
-                    weight = self.engine.measure(load.key, value)""",
+                    weight = self.engine.measure(flight.key[1], value)""",
         found_by=(
             "tests/test_survivors.py::test_while_the_users_code_runs_another_thread_gets_into_the_cache",
         ),
@@ -1473,12 +1472,12 @@ with self._lock:
         old="""\
         token = current_flight.set(flight)
         try:
-            value = load.call()""",
+            value = call(*arguments)""",
         new="""\
         token = current_flight.set(flight)
         try:
             with self._lock:
-                value = load.call()""",
+                value = call(*arguments)""",
         found_by=(
             "tests/test_survivors.py::test_while_the_users_code_runs_another_thread_gets_into_the_cache",
         ),
@@ -1488,8 +1487,10 @@ with self._lock:
         line="§8",
         what="The user's clock runs under the lock.",
         file="_loads.py",
-        old="        now = self.engine.clock()\n        space, key",
-        new="        with self._lock:\n            now = self.engine.clock()\n        space, key",
+        old="        now = engine.clock()",
+        new="""\
+        with self._lock:
+            now = engine.clock()""",
         found_by=(
             "tests/test_survivors.py::test_while_the_users_code_runs_another_thread_gets_into_the_cache",
         ),
@@ -1697,7 +1698,7 @@ with self._lock:
         line="§12",
         what="Who joins a load is no call.",
         file="_loads.py",
-        old="space.counters.coalesced += not counted",
+        old="space.counters.coalesced += 1",
         new="pass",
         found_by=(
             "callers_of_one_key_share_one_load",
@@ -1711,11 +1712,8 @@ with self._lock:
         file="_loads.py",
         old="""\
             counted = True
-            if step is Step.CLEAN_UP:
-                timer""",
-        new="""\
-            if step is Step.CLEAN_UP:
-                timer""",
+            timer = None""",
+        new="            timer = None",
         found_by=(
             "nobody_joins_a_load_that_is_being_cancelled",
             "tests/test_survivors.py::test_who_waits_out_a_clean_up_and_then_loads_is_one_call",
@@ -1749,10 +1747,12 @@ with self._lock:
         name="abandoned-load-counted-as-an-error",
         line="§12",
         what="A load that was cancelled because everybody left counts as a failed one.",
-        file="_loads.py",
-        old="            counters = load.space.counters\n",
+        file="_landing.py",
+        old="""\
+            counters = space.counters
+""",
         new="""\
-            counters = load.space.counters
+            counters = space.counters
             counters.load_errors += cancelled and flight.cancelling
 """,
         found_by=(
@@ -1866,8 +1866,8 @@ oldest = next(iter(self._order), None)
         line="§14",
         what="A call that comes in while the cache closes starts a load that nobody will end.",
         file="_loads.py",
-        old="            self.engine.admit()\n",
-        new="",
+        old="engine.admit()",
+        new="pass",
         found_by=(
             "every_use_is_before_the_close_or_refused",
             "tests/test_lifecycle.py::test_use_after_the_end_is_an_error_at_once",
