@@ -282,7 +282,7 @@ MUTANTS = (
         old="self.landing.conclude(flight, None, asyncio.CancelledError())",
         new="pass",
         found_by=(
-            "when_all_leave_the_load_is_cancelled",
+            "a_load_that_has_not_begun_ends_with_its_last_caller",
             "tests/test_cancellation.py::test_closing_answers_a_load_that_has_not_begun",
         ),
     ),
@@ -1042,9 +1042,9 @@ self._registry[key] = flight = Flight(key, name, loop)
         name="sweeper-not-started-again",
         line="§5",
         what="The sweeper ends with the loop that started it, and no later loop starts it again.",
-        file="_cache.py",
-        old='"""Start the sweeper again if its loop died."""',
-        new='"""Start the sweeper again if its loop died."""\n        return',
+        file="_background.py",
+        old="if not self.wanted:",
+        new="if True:",
         found_by=(
             "tests/test_sweeper.py::test_a_sweeper_whose_loop_ended_starts_again_in_the_next",
         ),

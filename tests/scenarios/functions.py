@@ -331,7 +331,6 @@ for _write in WRITES:
         "other-waiters-not-counted",
         "refresh-counted-as-a-call",
         "retire-skipped",
-        "task-cancelled-before-its-first-step",
     ),
     cancel=("refresher",),
 )
@@ -611,7 +610,6 @@ async def the_info_counts_every_call_once_also_across_a_clear(lab: Lab) -> None:
 @scenario(
     kills=(
         "remembered-failure-replaces-a-value",
-        "task-cancelled-before-its-first-step",
     ),
     cancel=("one",),
     two_tasks=True,

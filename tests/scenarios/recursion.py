@@ -45,7 +45,6 @@ def _is_cycle(error: BaseException, *names: str) -> bool:
         "load-does-not-know-itself",
         "other-waiters-not-counted",
         "own-key-not-noticed",
-        "task-cancelled-before-its-first-step",
     ),
     cancel=("one",),
 )
@@ -247,7 +246,6 @@ async def one_of_two_loads_may_break_their_circle(lab: Lab) -> None:
         "join-starts-another-load",
         "join-while-cancelling",
         "other-waiters-not-counted",
-        "task-cancelled-before-its-first-step",
     ),
     cancel=("one", "low"),
 )
