@@ -330,6 +330,27 @@ def test_a_caller_that_times_out_leaves_the_others_alone(clock: VirtualClock) ->
     run_virtual(main(), clock)
 
 
+def test_who_gave_up_on_a_load_may_ask_again(clock: VirtualClock) -> None:
+    """It began the load and is no part of it: it joins, and is told of no recursion."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader(seconds=2)
+
+        async def hasty() -> Any:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1):
+                    await cache.get_or_load("key", load)
+            return await cache.get_or_load("key", load)
+
+        answers = await asyncio.gather(hasty(), cache.get_or_load("key", load))
+        assert answers == ["value", "value"]
+        assert load.calls == 1
+        assert_nothing_runs(cache)
+
+    run_virtual(main(), clock)
+
+
 def test_a_waiter_whose_sibling_fails_leaves_alone(clock: VirtualClock) -> None:
     async def main() -> None:
         cache = AsyncSafeCache(clock=clock)
@@ -705,6 +726,25 @@ def test_a_load_cancelled_before_its_first_step_ran_nothing_and_leaves_nothing(
         assert await newcomer == "value"
         assert load.calls == 1, "the cancelled one never began"
         assert cache.stats().overlapping_loads == 0
+        assert_nothing_runs(cache)
+
+    run_virtual(main(), clock)
+
+
+def test_a_task_factory_makes_the_tasks_of_loads(clock: VirtualClock) -> None:
+    """Who made one wants them to be of its kind; it may not know how to begin one at once."""
+
+    class Traced(asyncio.Task[Any]):
+        pass
+
+    async def load() -> type:
+        return type(asyncio.current_task())
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(lambda loop, coro, **kwargs: Traced(coro, loop=loop, **kwargs))
+        cache = AsyncSafeCache(clock=clock)
+        assert await cache.get_or_load("key", load) is Traced
         assert_nothing_runs(cache)
 
     run_virtual(main(), clock)

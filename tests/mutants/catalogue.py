@@ -47,6 +47,7 @@ class Mutant:
         old: Occurs in the file exactly once.
         new: Stands in its place.
         found_by: Scenarios of the explorer by name, tests of the suite by node id.
+        since: The first Python in which it changes anything.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Mutant:
     old: str
     new: str
     found_by: tuple[str, ...]
+    since: tuple[int, int] = (3, 11)
 
     @property
     def scenarios(self) -> tuple[str, ...]:
@@ -134,6 +136,30 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        name="first-step-tells-at-once",
+        line="§3.1",
+        what="A load over in its first step that stores nothing ends at once: a burst shares none.",
+        file="_flights.py",
+        old="return flight.task is None and flight.loop is not None",
+        new="return False",
+        found_by=(
+            "tests/test_flights.py::test_a_burst_of_one_turn_shares_a_load_that_needs_no_await",
+        ),
+        since=(3, 12),
+    ),
+    Mutant(
+        name="first-step-tells-nobody",
+        line="§3.1",
+        what="What a load that was over in its first step ended with is lost: its callers fail.",
+        file="_loads.py",
+        old="self.landing.answer(flight, flight.outcome)",
+        new="self.landing.conclude(flight, None, asyncio.CancelledError())",
+        found_by=(
+            "tests/test_flights.py::test_a_burst_of_one_turn_shares_a_load_that_needs_no_await",
+        ),
+        since=(3, 12),
+    ),
+    Mutant(
         name="fenced-load-of-nobody-goes-on",
         line="§3.1",
         what="A load that nobody waits for when it is fenced is not cancelled.",
@@ -181,7 +207,7 @@ MUTANTS = (
     Mutant(
         name="load-in-the-callers-own-context",
         line="§3.2",
-        what="The load changes the caller's context instead of a copy: variables leak out of it.",
+        what="The load is noted in its caller's own context: who gave up is told of a recursion.",
         file="_loads.py",
         old="""\
         context = copy_context()
@@ -191,9 +217,7 @@ MUTANTS = (
         context = None
         current_flight.set(flight)
         running""",
-        found_by=(
-            "tests/test_recursion.py::test_a_load_is_known_to_wait_only_for_what_it_waits_for_now",
-        ),
+        found_by=("tests/test_flights.py::test_who_gave_up_on_a_load_may_ask_again",),
     ),
     # -- §3.3 leaving
     Mutant(
@@ -637,6 +661,16 @@ MUTANTS = (
             "tests/test_survivors.py::test_what_a_load_that_has_ended_started_may_load_what_waited_for_it",
         ),
     ),
+    Mutant(
+        name="nested-without-end",
+        line="§3.7",
+        what="Loads begin inside each other without end: a long chain is taken for a recursion.",
+        file="_loads.py",
+        old="eager = flight.depth % NESTED != NESTED - 1",
+        new="eager = True",
+        found_by=("tests/test_recursion.py::test_a_chain_of_five_hundred_loads_works",),
+        since=(3, 12),
+    ),
     # -- §3.8 no entries
     Mutant(
         name="flights-bounded-like-entries",
@@ -830,6 +864,22 @@ self._registry[key] = flight = Flight(key, name, loop)
         ),
     ),
     Mutant(
+        name="cleared-value-still-found",
+        line="§4",
+        what="What is cleared and waits to be freed is still found by reads.",
+        file="_store.py",
+        old="""\
+        space.data = {}
+""",
+        new="""\
+        space.data = grave.data
+""",
+        found_by=(
+            "tests/test_graves.py::test_clearing_a_large_function_frees_nothing_by_itself",
+            "tests/test_graves.py::test_reasons_after_a_clear_are_those_of_the_dead_until_something_newer",
+        ),
+    ),
+    Mutant(
         name="land-without-identity-check",
         line="§4",
         what="A load stores without being the registered one: what was fenced comes back.",
@@ -925,6 +975,28 @@ self._registry[key] = flight = Flight(key, name, loop)
         found_by=(
             "nothing_expired_is_revived",
             "tests/test_decorator.py::test_a_hit_of_a_decorated_function_ends_with_its_ttl",
+        ),
+    ),
+    Mutant(
+        name="given-deadline-not-looked-at",
+        line="§5",
+        what="A value that somebody else gave a ttl is served for ever by a function without one.",
+        file="_store.py",
+        old="if not space.timed:",
+        new="if False:",
+        found_by=(
+            "tests/test_decorator.py::test_a_deadline_that_somebody_else_gave_ends_a_hit_too",
+        ),
+    ),
+    Mutant(
+        name="touched-deadline-not-looked-at",
+        line="§5",
+        what="What a function without a ttl returned outlives the ttl that a touch gave it.",
+        file="_store.py",
+        old="if not entry.space.timed:",
+        new="if False:",
+        found_by=(
+            "tests/test_decorator.py::test_a_deadline_that_somebody_else_gave_ends_a_hit_too",
         ),
     ),
     Mutant(
@@ -1202,6 +1274,79 @@ self._registry[key] = flight = Flight(key, name, loop)
         ),
     ),
     Mutant(
+        name="ghost-ignored",
+        line="§6",
+        what="Under S3-FIFO what comes back soon after it left begins anew, as what nobody wants.",
+        file="_eviction.py",
+        old="if back and back != PRIME:",
+        new="if True:",
+        found_by=(
+            "tests/test_eviction.py::test_what_comes_back_soon_after_it_left_is_kept_longer",
+            "tests/test_eviction.py::test_s3fifo_is_what_its_page_tells_in_long_runs",
+        ),
+    ),
+    Mutant(
+        name="mark-not-taken-back",
+        line="§6",
+        what="Under S3-FIFO one hit keeps an entry for ever: what is in use leaves in its stead.",
+        file="_eviction.py",
+        old="""\
+            entry.used = False
+            main.push""",
+        new="            main.push",
+        found_by=("tests/test_eviction.py::test_s3fifo_is_what_its_page_tells_in_long_runs",),
+    ),
+    Mutant(
+        name="rewritten-entry-begins-unmarked",
+        line="§6",
+        what="Under S3-FIFO a write makes the entry that it replaces the next to leave.",
+        file="_store.py",
+        old="entry.used = old is not None",
+        new="entry.used = False",
+        found_by=("tests/test_eviction.py::test_a_write_to_what_is_there_counts_as_its_use",),
+    ),
+    Mutant(
+        name="weight-of-a-queue-only-grows",
+        line="§6",
+        what="Under S3-FIFO what has left a queue still weighs there: the wrong one is shortened.",
+        file="_eviction.py",
+        old="self.weight -= entry.weight",
+        new="pass",
+        found_by=(
+            "tests/test_eviction.py::test_s3fifo_is_what_its_page_tells_in_long_runs",
+            "tests/test_eviction.py::test_the_bound_on_memory_holds_after_every_operation",
+        ),
+    ),
+    Mutant(
+        name="ghosts-outlive-the-crowd",
+        line="§6",
+        what="The table of ghosts keeps its size when entries have become few.",
+        file="_eviction.py",
+        old="while len(ghosts) > max(LEAST_GHOSTS, 4 * count):",
+        new="while False:",
+        found_by=("tests/test_eviction.py::test_ghosts_are_bounded_by_the_entries_held",),
+    ),
+    Mutant(
+        name="dead-entries-counted",
+        line="§6",
+        what="What is cleared and waits to be freed still counts as entries.",
+        file="_store.py",
+        old="""\
+        self.count -= held
+""",
+        new="",
+        found_by=("tests/test_graves.py::test_clearing_a_large_function_frees_nothing_by_itself",),
+    ),
+    Mutant(
+        name="dead-outside-the-bound",
+        line="§6",
+        what="What is cleared and waits to be freed takes memory beyond the bound.",
+        file="_store.py",
+        old="self.bytes + self._dead_bytes + weight > self.max_bytes",
+        new="self.bytes + weight > self.max_bytes",
+        found_by=("tests/test_graves.py::test_one_large_value_takes_the_room_of_the_dead_at_once",),
+    ),
+    Mutant(
         name="get-is-no-use",
         line="§6",
         what="A get does not renew recency: what is read most leaves first.",
@@ -1374,6 +1519,39 @@ self._registry[key] = flight = Flight(key, name, loop)
         found_by=(
             "a_miss_tells_the_truth_whoever_freed_the_memory",
             "tests/test_store.py::test_every_miss_tells_the_true_reason",
+        ),
+    ),
+    Mutant(
+        name="dead-tell-nothing",
+        line="§7",
+        what="Of what is cleared and waits to be freed a miss says ABSENT.",
+        file="_store.py",
+        old="for grave in reversed(self._graves.get(space, ())):",
+        new="for grave in ():",
+        found_by=(
+            "tests/test_graves.py::test_reasons_after_a_clear_are_those_of_the_dead_until_something_newer",
+        ),
+    ),
+    Mutant(
+        name="freed-dead-record-nothing",
+        line="§7",
+        what="Once what is cleared is freed a miss of it says ABSENT.",
+        file="_store.py",
+        old="records.add_many(space, keys, _REASON_OF[cause])",
+        new="pass",
+        found_by=(
+            "tests/test_graves.py::test_reasons_after_a_clear_are_those_of_the_dead_until_something_newer",
+        ),
+    ),
+    Mutant(
+        name="dead-outlive-a-newer-reason",
+        line="§7",
+        what="A key that was cleared says so although it was deleted since.",
+        file="_store.py",
+        old="entry = grave.data.pop(key, None)",
+        new="entry = None",
+        found_by=(
+            "tests/test_graves.py::test_reasons_after_a_clear_are_those_of_the_dead_until_something_newer",
         ),
     ),
     Mutant(
@@ -1780,6 +1958,16 @@ with self._lock:
         found_by=("tests/test_threads.py::test_the_last_waiter_may_leave_from_another_loop",),
     ),
     Mutant(
+        name="task-factory-passed-by",
+        line="§13",
+        what="The loop's task factory does not make the tasks of loads: they are none of its kind.",
+        file="_tasks.py",
+        old="if eager and loop.get_task_factory() is None:",
+        new="if eager:",
+        found_by=("tests/test_flights.py::test_a_task_factory_makes_the_tasks_of_loads",),
+        since=(3, 12),
+    ),
+    Mutant(
         name="evicted-through-an-iterator",
         line="§13",
         what="The evictor takes two steps where a hit of another thread may come between.",
@@ -1896,6 +2084,22 @@ oldest = next(iter(self._order), None)
             "a_cache_opened_again_is_empty_and_sees_no_load_of_before",
             "tests/test_survivors.py::test_a_load_that_swallows_its_cancellation_stores_nothing_in_a_closed_cache",
         ),
+    ),
+    Mutant(
+        name="closed-in-its-first-step",
+        line="§14",
+        what="A load in whose first step its cache is closed is not cancelled: it runs on.",
+        file="_loads.py",
+        old="""\
+            flight.cancel()
+""",
+        new="""\
+            pass
+""",
+        found_by=(
+            "tests/test_lifecycle.py::test_a_load_in_whose_first_step_its_cache_is_closed_is_cancelled",
+        ),
+        since=(3, 12),
     ),
     Mutant(
         name="drain-refuses-its-own-loads",

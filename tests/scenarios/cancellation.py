@@ -6,8 +6,8 @@ from typing import Any
 
 from async_safe_cache import LoadCancelledError, race_safe_cached
 from async_safe_cache.testing import pause
+from tests.virtual import begin_tasks_later
 
-from ..virtual import begin_tasks_later
 from . import Lab, scenario
 from .coalescing import calls_of, ended
 from .fences import Database

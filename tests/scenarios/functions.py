@@ -608,9 +608,7 @@ async def the_info_counts_every_call_once_also_across_a_clear(lab: Lab) -> None:
 
 
 @scenario(
-    kills=(
-        "remembered-failure-replaces-a-value",
-    ),
+    kills=("remembered-failure-replaces-a-value",),
     cancel=("one",),
     two_tasks=True,
 )

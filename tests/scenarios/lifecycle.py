@@ -438,11 +438,7 @@ async def every_use_is_before_the_close_or_refused(lab: Lab) -> None:
         await slowly(use) if use is number else await at_once(use)
 
 
-@scenario(
-    kills=(
-        "close-answers-nobody",
-    )
-)
+@scenario(kills=("close-answers-nobody",))
 async def a_function_that_runs_on_is_never_refused_after_the_close(lab: Lab) -> None:
     """after_close="call": later calls run the original, uncached; only who waited may be told."""
     cache = lab.cache()

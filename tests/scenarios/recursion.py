@@ -94,7 +94,6 @@ async def a_load_of_its_own_key_through_tasks_is_told_so(lab: Lab) -> None:
 @scenario(
     kills=(
         "decrement-forgotten",
-        "join-starts-another-load",
         "load-does-not-know-itself",
         "own-key-not-noticed",
         "retire-skipped",
@@ -208,7 +207,6 @@ async def three_loads_in_a_circle_are_told_so(lab: Lab) -> None:
 @scenario(
     kills=(
         "cycle-of-two-not-noticed",
-        "join-starts-another-load",
         "load-does-not-know-itself",
         "what-a-load-waits-for-not-noted",
     ),
