@@ -140,6 +140,8 @@ class Landing:
         dropped: list[object] = []
         with self._lock:
             engine.catch_up(dropped)
+            if len(engine.recent.fresh) > MANY:
+                engine.recent.count_waits()
             counters = space.counters
             # A load that was only stopped is none, unless somebody is told that it failed.
             ended = not (cancelled and flight.cancelling) and (

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from async_safe_cache import AlertThresholds, AsyncSafeCache, race_safe_cached
+from async_safe_cache._landing import MANY
 
 from .virtual import Loader, VirtualClock, at_once, run_virtual
 
@@ -81,6 +82,23 @@ def test_failing_loads_alert(clock: VirtualClock) -> None:
     health = cache.health()
     assert health["cache_stats"]["error_rate"] == 50
     assert (health["status"], names(health)) == ("degraded", ["error_rate"])
+
+
+@pytest.mark.parametrize("result", ["value", KeyError("failed")])
+def test_what_callers_waited_is_not_kept_one_by_one(clock: VirtualClock, result: object) -> None:
+    """However many loads end at one time, in whatever way."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader(result)
+        for key in range(2_000):
+            try:
+                await cache.get_or_load(key, load)
+            except KeyError:
+                pass
+            assert len(cache._engine.recent.fresh) <= MANY + 1
+
+    run_virtual(main(), clock)
 
 
 def test_response_time_is_the_p95_of_what_callers_waited(clock: VirtualClock) -> None:
