@@ -343,7 +343,8 @@ class Loads:
         except BaseException as error:
             running.close()
             if not flight.done:
-                self.landing.conclude(flight, None, error)
+                # No task will tell what it ended with.
+                self.landing.answer(flight, self.landing.conclude(flight, None, error))
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise  # an eager task ran the load here and now
             return

@@ -750,6 +750,28 @@ def test_a_task_factory_makes_the_tasks_of_loads(clock: VirtualClock) -> None:
     run_virtual(main(), clock)
 
 
+def test_a_load_that_cannot_begin_fails_for_all_who_wait(clock: VirtualClock) -> None:
+    def factory(loop: Any, coro: Any, **kwargs: Any) -> Any:
+        if coro.__qualname__ == "Loads._run":
+            raise RuntimeError("no more tasks")
+        return asyncio.Task(coro, loop=loop, **kwargs)
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader("value")
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(factory)
+        calls = [asyncio.create_task(cache.get_or_load("key", load)) for _ in range(3)]
+        async with asyncio.timeout(1):
+            assert await outcomes(calls) == [RuntimeError] * 3
+        loop.set_task_factory(None)
+        assert await cache.get_or_load("key", load) == "value"
+        assert load.calls == 1
+        assert_nothing_runs(cache)
+
+    run_virtual(main(), clock)
+
+
 def test_a_loop_that_ends_in_the_tick_a_load_begins_leaves_the_key_free(
     clock: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
