@@ -19,7 +19,7 @@ from async_safe_cache import (
     race_safe_cached,
 )
 
-from .virtual import Loader, VirtualClock, begin_tasks_later, run_virtual, settle
+from .virtual import Loader, VirtualClock, VirtualLoop, begin_tasks_later, run_virtual, settle
 
 FOLLOWERS = 5
 
@@ -770,6 +770,33 @@ def test_a_load_that_cannot_begin_fails_for_all_who_wait(clock: VirtualClock) ->
         assert_nothing_runs(cache)
 
     run_virtual(main(), clock)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_loop_that_makes_its_own_tasks_makes_those_of_loads(
+    clock: VirtualClock, eager: bool
+) -> None:
+    """It may know how to begin one at once, or not: it was written before tasks could."""
+    made: list[str] = []
+
+    class Older(VirtualLoop):
+        def create_task(self, coro: Any, *, name: Any = None, context: Any = None) -> Any:
+            made.append(name)
+            return super().create_task(coro, name=name, context=context)
+
+    class Newer(VirtualLoop):
+        def create_task(self, coro: Any, **kwargs: Any) -> Any:
+            made.append(kwargs.get("name"))
+            return asyncio.Task(coro, loop=self, **kwargs)
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        assert await cache.get_or_load("key", Loader("value")) == "value"
+        assert "load of default" in made
+        assert_nothing_runs(cache)
+
+    with asyncio.Runner(loop_factory=lambda: (Newer if eager else Older)(clock)) as runner:
+        runner.run(main())
 
 
 def test_a_loop_that_ends_in_the_tick_a_load_begins_leaves_the_key_free(

@@ -470,6 +470,15 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        name="load-that-cannot-begin-tells-nobody",
+        line="§3.5",
+        what="Where no task can be made for a load its callers wait for ever.",
+        file="_loads.py",
+        old="self.landing.answer(flight, self.landing.conclude(flight, None, error))",
+        new="self.landing.conclude(flight, None, error)",
+        found_by=("tests/test_flights.py::test_a_load_that_cannot_begin_fails_for_all_who_wait",),
+    ),
+    Mutant(
         name="raising-frame-holds-the-error",
         line="§3.5",
         what="The frame that raises keeps the error that keeps it: frames outlive the handlers.",
@@ -1327,6 +1336,15 @@ self._registry[key] = flight = Flight(key, name, loop)
         found_by=("tests/test_eviction.py::test_ghosts_are_bounded_by_the_entries_held",),
     ),
     Mutant(
+        name="waits-kept-one-by-one",
+        line="§6",
+        what="What each caller waited is kept until a slice of ten seconds is over.",
+        file="_landing.py",
+        old="MANY: Final = 256",
+        new="MANY: Final = 1 << 60",
+        found_by=("tests/test_health.py::test_what_callers_waited_is_not_kept_one_by_one",),
+    ),
+    Mutant(
         name="dead-entries-counted",
         line="§6",
         what="What is cleared and waits to be freed still counts as entries.",
@@ -1965,6 +1983,30 @@ with self._lock:
         old="if eager and loop.get_task_factory() is None:",
         new="if eager:",
         found_by=("tests/test_flights.py::test_a_task_factory_makes_the_tasks_of_loads",),
+        since=(3, 12),
+    ),
+    Mutant(
+        name="own-tasks-of-a-loop-passed-by",
+        line="§13",
+        what="A loop that makes tasks of a kind of its own does not make those of loads.",
+        file="_tasks.py",
+        old="return _Way.ITSELF if takes_all else _Way.NOT",
+        new="return _Way.PLAIN",
+        found_by=(
+            "tests/test_flights.py::test_a_loop_that_makes_its_own_tasks_makes_those_of_loads",
+        ),
+        since=(3, 12),
+    ),
+    Mutant(
+        name="older-loop-asked-for-too-much",
+        line="§13",
+        what="No load can begin in a loop that does not know how to begin a task at once.",
+        file="_tasks.py",
+        old="takes_all = any(each.kind is",
+        new="takes_all = True or any(each.kind is",
+        found_by=(
+            "tests/test_flights.py::test_a_loop_that_makes_its_own_tasks_makes_those_of_loads",
+        ),
         since=(3, 12),
     ),
     Mutant(
