@@ -10,7 +10,7 @@ import pytest
 
 from async_safe_cache import AsyncSafeCache, CacheClosedError, RecursiveLoadError, race_safe_cached
 
-from .virtual import Loader, VirtualClock, run_virtual, settle
+from .virtual import Loader, VirtualClock, begin_tasks_later, run_virtual, settle
 
 Main = Callable[[AsyncSafeCache], Coroutine[Any, Any, None]]
 
@@ -331,6 +331,7 @@ def test_the_end_of_an_overtaken_load_leaves_its_successor_joinable(clock: Virtu
 @pytest.mark.parametrize("turns", range(4))
 def test_closing_answers_a_load_that_has_not_begun(turns: int, clock: VirtualClock) -> None:
     async def main(cache: AsyncSafeCache) -> None:
+        begin_tasks_later()
         caller = asyncio.create_task(cache.get_or_load("key", Loader(seconds=60)))
         await settle(turns)
         begin = clock.now

@@ -20,14 +20,7 @@ from async_safe_cache import (
     race_safe_cached,
 )
 
-from .virtual import (
-    Loader,
-    VirtualClock,
-    VirtualLoop,
-    begin_tasks_later,
-    run_virtual,
-    settle,
-)
+from .virtual import Loader, VirtualClock, VirtualLoop, begin_tasks_later, run_virtual, settle
 
 FOLLOWERS = 5
 
@@ -334,6 +327,27 @@ def test_a_caller_that_times_out_leaves_the_others_alone(clock: VirtualClock) ->
         assert await asyncio.gather(*others) == ["value"] * 3
         assert clock.now == pytest.approx(1001.0)
         assert (load.calls, load.cancelled) == (1, 0)
+
+    run_virtual(main(), clock)
+
+
+def test_who_gave_up_on_a_load_may_ask_again(clock: VirtualClock) -> None:
+    """It began the load and is no part of it: it joins, and is told of no recursion."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader(seconds=2)
+
+        async def hasty() -> Any:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1):
+                    await cache.get_or_load("key", load)
+            return await cache.get_or_load("key", load)
+
+        answers = await asyncio.gather(hasty(), cache.get_or_load("key", load))
+        assert answers == ["value", "value"]
+        assert load.calls == 1
+        assert_nothing_runs(cache)
 
     run_virtual(main(), clock)
 
@@ -698,26 +712,6 @@ def test_a_burst_of_one_turn_shares_a_load_that_needs_no_await(
     run_virtual(main(), clock)
 
 
-def test_a_task_that_cannot_be_made_is_the_error_of_all_who_wait(clock: VirtualClock) -> None:
-    def refuse(loop: Any, coroutine: Any, **_: Any) -> Any:
-        raise RuntimeError("no more tasks")
-
-    async def main() -> None:
-        cache = AsyncSafeCache(clock=clock)
-        load = Loader("value")
-        loop = asyncio.get_running_loop()
-        loop.set_task_factory(refuse)
-        try:
-            with pytest.raises(RuntimeError, match="no more tasks"):
-                await cache.get_or_load("key", load)
-        finally:
-            loop.set_task_factory(None)
-        assert_nothing_runs(cache)
-        assert await cache.get_or_load("key", load) == "value"
-
-    run_virtual(main(), clock)
-
-
 class _HandsOn(VirtualLoop):
     """A loop whose tasks are its own: it hands on whatever it is given."""
 
@@ -725,7 +719,9 @@ class _HandsOn(VirtualLoop):
         return super().create_task(coro, **kwargs)
 
 
-def test_a_loop_with_tasks_of_its_own_makes_them_as_it_always_does(clock: VirtualClock) -> None:
+def test_a_loop_that_hands_options_on_or_is_watched_makes_the_tasks_of_loads(
+    clock: VirtualClock,
+) -> None:
     made: list[str] = []
 
     async def one() -> None:
@@ -876,6 +872,74 @@ def test_a_load_cancelled_before_its_first_step_ran_nothing_and_leaves_nothing(
         assert_nothing_runs(cache)
 
     run_virtual(main(), clock)
+
+
+def test_a_task_factory_makes_the_tasks_of_loads(clock: VirtualClock) -> None:
+    """Who made one wants them to be of its kind; it may not know how to begin one at once."""
+
+    class Traced(asyncio.Task[Any]):
+        pass
+
+    async def load() -> type:
+        return type(asyncio.current_task())
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(lambda loop, coro, **kwargs: Traced(coro, loop=loop, **kwargs))
+        cache = AsyncSafeCache(clock=clock)
+        assert await cache.get_or_load("key", load) is Traced
+        assert_nothing_runs(cache)
+
+    run_virtual(main(), clock)
+
+
+def test_a_load_that_cannot_begin_fails_for_all_who_wait(clock: VirtualClock) -> None:
+    def factory(loop: Any, coro: Any, **kwargs: Any) -> Any:
+        if coro.__qualname__ == "Loads._run":
+            raise RuntimeError("no more tasks")
+        return asyncio.Task(coro, loop=loop, **kwargs)
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader("value")
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(factory)
+        calls = [asyncio.create_task(cache.get_or_load("key", load)) for _ in range(3)]
+        async with asyncio.timeout(1):
+            assert await outcomes(calls) == [RuntimeError] * 3
+        loop.set_task_factory(None)
+        assert await cache.get_or_load("key", load) == "value"
+        assert load.calls == 1
+        assert_nothing_runs(cache)
+
+    run_virtual(main(), clock)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_loop_that_makes_its_own_tasks_makes_those_of_loads(
+    clock: VirtualClock, eager: bool
+) -> None:
+    """It may know how to begin one at once, or not: it was written before tasks could."""
+    made: list[str] = []
+
+    class Older(VirtualLoop):
+        def create_task(self, coro: Any, *, name: Any = None, context: Any = None) -> Any:
+            made.append(name)
+            return super().create_task(coro, name=name, context=context)
+
+    class Newer(VirtualLoop):
+        def create_task(self, coro: Any, **kwargs: Any) -> Any:
+            made.append(kwargs.get("name"))
+            return asyncio.Task(coro, loop=self, **kwargs)
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        assert await cache.get_or_load("key", Loader("value")) == "value"
+        assert "load of default" in made
+        assert_nothing_runs(cache)
+
+    with asyncio.Runner(loop_factory=lambda: (Newer if eager else Older)(clock)) as runner:
+        runner.run(main())
 
 
 def test_a_loop_that_ends_in_the_tick_a_load_begins_leaves_the_key_free(

@@ -278,6 +278,31 @@ def test_closing_from_inside_a_load_does_not_wait_for_that_load(
     run_virtual(main(), clock)
 
 
+def test_a_load_in_whose_first_step_its_cache_is_closed_is_cancelled(clock: VirtualClock) -> None:
+    """Where tasks begin at once, it has no task yet that the close could cancel."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        cancelled = 0
+
+        async def load() -> None:
+            nonlocal cancelled
+            await cache.aclose()
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                cancelled += 1
+                raise
+
+        with pytest.raises(CacheClosedError):
+            await cache.get_or_load("key", load)
+        await settle()
+        assert cancelled == 1
+        assert_nothing_runs(cache)
+
+    run_virtual(main(), clock)
+
+
 def test_who_is_cancelled_while_draining_has_closed_the_cache(clock: VirtualClock) -> None:
     """A cache half closed would be worse: its callers get CacheClosedError now."""
 

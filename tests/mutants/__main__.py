@@ -199,6 +199,10 @@ def main() -> int:
     if unknown:
         parser.error(f"no planted bug is called {', '.join(sorted(unknown))}")
     mutants = [each for each in MUTANTS if not options.only or each.name in options.only]
+    late = [each.name for each in mutants if sys.version_info < each.since]
+    if late:
+        print(f"they change nothing in this Python: {', '.join(late)}", file=sys.stderr)
+        mutants = [each for each in mutants if each.name not in late]
     # One copy of the tree as it is now, to make all others of: somebody may be working on it.
     with copied() as base:
         if options.matrix:

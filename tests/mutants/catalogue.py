@@ -47,6 +47,7 @@ class Mutant:
         old: Occurs in the file exactly once.
         new: Stands in its place.
         found_by: Scenarios of the explorer by name, tests of the suite by node id.
+        since: The first Python in which it changes anything.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Mutant:
     old: str
     new: str
     found_by: tuple[str, ...]
+    since: tuple[int, int] = (3, 11)
 
     @property
     def scenarios(self) -> tuple[str, ...]:
@@ -97,7 +99,7 @@ MUTANTS = (
         line="§3.1",
         what="The registry is not asked: every caller of a burst loads for itself.",
         file="_loads.py",
-        old="flight = self.flights.get((space, key))",
+        old="flight = flights.get(place, loop)",
         new="flight = None",
         found_by=(
             "callers_of_one_key_share_one_load",
@@ -110,11 +112,11 @@ MUTANTS = (
         what="A fenced load that ends takes its successor out of the registry: two loads at once.",
         file="_flights.py",
         old="""\
-        if self._registry.get(flight.key) is flight:
-            del self._registry[flight.key]
+        if registry.get(key) is flight:
+            del registry[key]
         self.running.pop(flight, None)""",
         new="""\
-        self._registry.pop(flight.key, None)
+        registry.pop(key, None)
         self.running.pop(flight, None)""",
         found_by=(
             "a_fenced_load_leaves_its_successor_alone",
@@ -126,12 +128,36 @@ MUTANTS = (
         line="§3.1",
         what="Who came late for a load does not look for its value again, and loads once more.",
         file="_loads.py",
-        old="entry = self.store.find(space, key, now)",
+        old="entry = store.find(space, key, now)",
         new="entry = None",
         found_by=(
             "a_set_beats_an_older_load",
             "tests/test_cache.py::test_empty_values_are_values",
         ),
+    ),
+    Mutant(
+        name="first-step-tells-at-once",
+        line="§3.1",
+        what="A load over in its first step that stores nothing ends at once: a burst shares none.",
+        file="_flights.py",
+        old="return flight.task is None and flight.loop is not None",
+        new="return False",
+        found_by=(
+            "tests/test_flights.py::test_a_burst_of_one_turn_shares_a_load_that_needs_no_await",
+        ),
+        since=(3, 12),
+    ),
+    Mutant(
+        name="first-step-tells-nobody",
+        line="§3.1",
+        what="What a load that was over in its first step ended with is lost: its callers fail.",
+        file="_loads.py",
+        old="self.landing.answer(flight, flight.outcome)",
+        new="self.landing.conclude(flight, None, asyncio.CancelledError())",
+        found_by=(
+            "tests/test_flights.py::test_a_burst_of_one_turn_shares_a_load_that_needs_no_await",
+        ),
+        since=(3, 12),
     ),
     Mutant(
         name="fenced-load-of-nobody-goes-on",
@@ -181,7 +207,7 @@ MUTANTS = (
     Mutant(
         name="load-in-the-callers-own-context",
         line="§3.2",
-        what="The load changes the caller's context instead of a copy: variables leak out of it.",
+        what="The load is noted in its caller's own context: who gave up is told of a recursion.",
         file="_loads.py",
         old="""\
         context = copy_context()
@@ -191,9 +217,7 @@ MUTANTS = (
         context = None
         current_flight.set(flight)
         running""",
-        found_by=(
-            "tests/test_recursion.py::test_a_load_is_known_to_wait_only_for_what_it_waits_for_now",
-        ),
+        found_by=("tests/test_flights.py::test_who_gave_up_on_a_load_may_ask_again",),
     ),
     # -- §3.3 leaving
     Mutant(
@@ -228,12 +252,12 @@ MUTANTS = (
         what="A cancelled caller is not taken out of its flight: the load is never abandoned.",
         file="_loads.py",
         old="""\
-        except BaseException:
-            self._forget(current, flight, waiter)
-            raise""",
+                self._forget(current, flight, waiter)
+                raise
+            finally:""",
         new="""\
-        except BaseException:
-            raise""",
+                raise
+            finally:""",
         found_by=(
             "when_all_leave_the_load_is_cancelled",
             "tests/test_flights.py::test_when_all_callers_are_cancelled_the_load_is_too",
@@ -279,10 +303,10 @@ MUTANTS = (
         line="§3.3",
         what="A load cancelled before it began tells nobody: its key hangs for ever.",
         file="_loads.py",
-        old="task.add_done_callback(lambda _: self._task_done(flight, load))",
+        old="self.landing.conclude(flight, None, asyncio.CancelledError())",
         new="pass",
         found_by=(
-            "when_all_leave_the_load_is_cancelled",
+            "a_load_that_has_not_begun_ends_with_its_last_caller",
             "tests/test_cancellation.py::test_closing_answers_a_load_that_has_not_begun",
         ),
     ),
@@ -320,7 +344,7 @@ MUTANTS = (
         line="§3.4",
         what="A newcomer does not wait for the clean-up: a second load runs beside it.",
         file="_loads.py",
-        old="loop.call_later(load.options.cancel_grace, release, waiter)",
+        old="loop.call_later(options.cancel_grace, release, waiter)",
         new="loop.call_later(0, release, waiter)",
         found_by=(
             "newcomers_wait_for_a_slow_clean_up",
@@ -332,8 +356,8 @@ MUTANTS = (
         line="§3.4",
         what="Nobody overtakes a clean-up that takes too long: its key is blocked as long.",
         file="_loads.py",
-        old="self._overtake(what, load.options.cancel_grace)",
-        new="pass",
+        old="watchers = self.flights.give_up(flight)",
+        new="watchers = {}",
         found_by=(
             "a_load_too_slow_to_clean_up_is_overtaken_once",
             "tests/test_cancellation.py::test_after_the_grace_one_newcomer_loads_beside_the_clean_up",
@@ -368,12 +392,8 @@ MUTANTS = (
         line="§3.4",
         what="The end of a clean-up does not wake who waits for it: they sit out the whole grace.",
         file="_flights.py",
-        old="""\
-a cycle that only the collector ends
-        waiting = flight.waiters | flight.watchers""",
-        new="""\
-a cycle that only the collector ends
-        waiting = flight.waiters""",
+        old="waiting |= flight.watchers",
+        new="pass",
         found_by=(
             "one_function_ends_when_its_callers_are_answered",
             "tests/test_recursion.py::test_two_clean_ups_that_await_each_others_key_never_hang",
@@ -395,7 +415,7 @@ a cycle that only the collector ends
         name="failure-is-kept",
         line="§3.5",
         what="Every failure is remembered for ever, though negative= names none.",
-        file="_loads.py",
+        file="_landing.py",
         old="remember: float | None | Unset = UNSET",
         new="remember: float | None | Unset = None",
         found_by=(
@@ -450,6 +470,19 @@ a cycle that only the collector ends
         ),
     ),
     Mutant(
+        name="load-that-cannot-begin-tells-nobody",
+        line="§3.5",
+        what="Where no task can be made for a load its callers wait for ever.",
+        file="_loads.py",
+        old="""\
+                self.landing.conclude(flight, None, error)
+            if isinstance(error""",
+        new="""\
+                pass
+            if isinstance(error""",
+        found_by=("tests/test_flights.py::test_a_load_that_cannot_begin_fails_for_all_who_wait",),
+    ),
+    Mutant(
         name="raising-frame-holds-the-error",
         line="§3.5",
         what="The frame that raises keeps the error that keeps it: frames outlive the handlers.",
@@ -473,7 +506,7 @@ a cycle that only the collector ends
         name="stop-iteration-as-it-is",
         line="§3.5",
         what="A loader's StopIteration is not turned into RuntimeError, and ends a caller's loop.",
-        file="_loads.py",
+        file="_landing.py",
         old="elif isinstance(error, StopIteration):",
         new="elif False:",
         found_by=(
@@ -487,7 +520,7 @@ a cycle that only the collector ends
         what="Ctrl-C in a load does not end the program.",
         file="_loads.py",
         old="""\
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            if stopped:
                 task = asyncio.current_task()""",
         new="""\
             if False:
@@ -500,8 +533,8 @@ a cycle that only the collector ends
         name="remembered-failure-replaces-a-value",
         line="§3.5",
         what="A refresh that fails with a failure to remember takes the older value away.",
-        file="_loads.py",
-        old=" and not self.store.holds(load.space, load.key, now):",
+        file="_landing.py",
+        old=" and not self.store.holds(space, key, now):",
         new=":",
         found_by=(
             "a_failing_refresh_leaves_the_older_value",
@@ -512,7 +545,7 @@ a cycle that only the collector ends
         name="remembered-failure-keeps-frames",
         line="§3.5",
         what="A remembered failure keeps the frames of the load that raised it alive.",
-        file="_loads.py",
+        file="_landing.py",
         old="memory = failure.remembered()",
         new="memory = failure",
         found_by=("tests/test_failures.py::test_a_remembered_failure_keeps_no_frame_alive",),
@@ -546,7 +579,7 @@ a cycle that only the collector ends
         name="inner-cancellation-passed-on",
         line="§3.6",
         what="A loader that was cancelled from inside cancels every caller's task.",
-        file="_loads.py",
+        file="_landing.py",
         old="stopped_by, error = error, LoadCancelledError(flight.name)",
         new="stopped_by = None",
         found_by=(
@@ -596,7 +629,7 @@ a cycle that only the collector ends
         line="§3.7",
         what="It is not noted which flight a load waits for: cycles hang.",
         file="_loads.py",
-        old="current.waits_on[waiter] = flight",
+        old="current.wait_for(flight, waiter)",
         new="pass",
         found_by=(
             "two_loads_that_wait_for_each_other_are_told_so",
@@ -609,10 +642,11 @@ a cycle that only the collector ends
         what="A load counts as waiting for what it got long ago: a cycle where there is none.",
         file="_loads.py",
         old="""\
-        if current is not None:
-            current.waits_on.pop(waiter, None)
-        return outcome""",
-        new="        return outcome",
+                current.waits_on.pop(waiter, None)
+            if step""",
+        new="""\
+                pass
+            if step""",
         found_by=(
             "tests/test_recursion.py::test_a_load_is_known_to_wait_only_for_what_it_waits_for_now",
         ),
@@ -640,15 +674,49 @@ a cycle that only the collector ends
             "tests/test_survivors.py::test_what_a_load_that_has_ended_started_may_load_what_waited_for_it",
         ),
     ),
+    Mutant(
+        name="first-step-sees-what-its-caller-handles",
+        line="§3.5",
+        what="A load that begins at once sees, and tells, the exception its caller handles.",
+        file="_tasks.py",
+        old="sys.exception() is None and loop",
+        new="loop",
+        found_by=(
+            "tests/test_flights.py::test_a_failure_without_an_await_shows_nothing_of_the_callers",
+        ),
+        since=(3, 12),
+    ),
+    Mutant(
+        name="first-step-failure-leads-to-its-caller",
+        line="§3.5",
+        what="A failure of a first step keeps the frames of its first caller for all who wait.",
+        file="_loads.py",
+        old="if error is not None and flight.task is None and not stopped:",
+        new="if False:",
+        found_by=(
+            "tests/test_flights.py::test_a_failure_without_an_await_shows_nothing_of_the_callers",
+        ),
+        since=(3, 12),
+    ),
+    Mutant(
+        name="nested-without-end",
+        line="§3.7",
+        what="Loads begin inside each other without end: a long chain is taken for a recursion.",
+        file="_loads.py",
+        old="eager = flight.depth % NESTED != NESTED - 1",
+        new="eager = True",
+        found_by=("tests/test_recursion.py::test_a_chain_of_five_hundred_loads_works",),
+        since=(3, 12),
+    ),
     # -- §3.8 no entries
     Mutant(
         name="flights-bounded-like-entries",
         line="§3.8",
         what="The registry forgets its oldest running load when there are many: it runs again.",
         file="_flights.py",
-        old="self.running[flight] = None",
+        old="self._registry[key] = flight = Flight(key, name, loop)",
         new="""\
-self.running[flight] = None
+self._registry[key] = flight = Flight(key, name, loop)
         if len(self._registry) > 32:
             del self._registry[next(iter(self._registry))]""",
         found_by=(
@@ -766,9 +834,13 @@ self.running[flight] = None
         name="end-of-a-loop-answers-elsewhere",
         line="§3.10",
         what="The end of asyncio.run counts as their load's cancellation to those in other loops.",
-        file="_loads.py",
-        old="        if stopped_from_outside:\n",
-        new="        if False:\n",
+        file="_landing.py",
+        old="""\
+        if stopped_from_outside:
+""",
+        new="""\
+        if False:
+""",
         found_by=(
             "tests/test_dead_loops.py::test_the_end_of_asyncio_run_is_not_the_cancellation_of_who_waits_elsewhere",
         ),
@@ -826,6 +898,22 @@ self.running[flight] = None
         found_by=(
             "a_cache_clear_is_seen_by_get_or_load",
             "tests/test_survivors.py::test_a_cache_clear_during_a_load_keeps_its_value_out",
+        ),
+    ),
+    Mutant(
+        name="cleared-value-still-found",
+        line="§4",
+        what="What is cleared and waits to be freed is still found by reads.",
+        file="_store.py",
+        old="""\
+        space.data = {}
+""",
+        new="""\
+        space.data = grave.data
+""",
+        found_by=(
+            "tests/test_graves.py::test_clearing_a_large_function_frees_nothing_by_itself",
+            "tests/test_graves.py::test_reasons_after_a_clear_are_those_of_the_dead_until_something_newer",
         ),
     ),
     Mutant(
@@ -927,22 +1015,42 @@ self.running[flight] = None
         ),
     ),
     Mutant(
+        name="given-deadline-not-looked-at",
+        line="§5",
+        what="A value that somebody else gave a ttl is served for ever by a function without one.",
+        file="_store.py",
+        old="if not space.timed:",
+        new="if False:",
+        found_by=(
+            "tests/test_decorator.py::test_a_deadline_that_somebody_else_gave_ends_a_hit_too",
+        ),
+    ),
+    Mutant(
+        name="touched-deadline-not-looked-at",
+        line="§5",
+        what="What a function without a ttl returned outlives the ttl that a touch gave it.",
+        file="_store.py",
+        old="if not entry.space.timed:",
+        new="if False:",
+        found_by=(
+            "tests/test_decorator.py::test_a_deadline_that_somebody_else_gave_ends_a_hit_too",
+        ),
+    ),
+    Mutant(
         name="ttl-counted-from-the-start",
         line="§5",
         what="The ttl counts from the beginning of the load: slow loads are born nearly expired.",
         file="_loads.py",
         old="""\
-            value = load.call()
-            if isawaitable(value):
-                value = await value""",
-        new="""\
-            began = self.engine.clock()
-            value = load.call()
-            if isawaitable(value):
                 value = await value
-            if load.options.ttl is not None:
-                taken = self.engine.clock() - began
-                load.options = load.options.but(ttl=max(1e-9, load.options.ttl - taken))""",
+""",
+        new="""\
+                began = self.engine.clock()
+                value = await value
+                if flight.load and flight.load[-1].ttl is not None:
+                    left = flight.load[-1].ttl - (self.engine.clock() - began)
+                    flight.load = *flight.load[:-1], flight.load[-1].but(ttl=max(1e-9, left))
+""",
         found_by=(
             "a_ttl_counts_from_the_end_of_its_load",
             "tests/test_cache.py::test_ttl_counts_from_the_end_of_the_load",
@@ -973,8 +1081,8 @@ self.running[flight] = None
         file="_store.py",
         old="""\
         self._expiry.discard(entry)
-        if ttl is None:""",
-        new="        if ttl is None:",
+        if not entry.space.timed:""",
+        new="        if not entry.space.timed:",
         found_by=(
             "a_touch_changes_the_time_and_nothing_else",
             "tests/test_cache.py::test_touch_renews_what_is_fresh_and_nothing_else",
@@ -1043,9 +1151,9 @@ self.running[flight] = None
         name="sweeper-not-started-again",
         line="§5",
         what="The sweeper ends with the loop that started it, and no later loop starts it again.",
-        file="_cache.py",
-        old='"""Start the sweeper again if its loop died."""',
-        new='"""Start the sweeper again if its loop died."""\n        return',
+        file="_background.py",
+        old="if not self.wanted:",
+        new="if True:",
         found_by=(
             "tests/test_sweeper.py::test_a_sweeper_whose_loop_ended_starts_again_in_the_next",
         ),
@@ -1201,6 +1309,88 @@ self.running[flight] = None
             "a_hit_saves_an_entry_from_the_evictor",
             "tests/test_store.py::test_the_least_recently_used_entry_of_the_whole_cache_leaves_first",
         ),
+    ),
+    Mutant(
+        name="ghost-ignored",
+        line="§6",
+        what="Under S3-FIFO what comes back soon after it left begins anew, as what nobody wants.",
+        file="_eviction.py",
+        old="if back and back != PRIME:",
+        new="if True:",
+        found_by=(
+            "tests/test_eviction.py::test_what_comes_back_soon_after_it_left_is_kept_longer",
+            "tests/test_eviction.py::test_s3fifo_is_what_its_page_tells_in_long_runs",
+        ),
+    ),
+    Mutant(
+        name="mark-not-taken-back",
+        line="§6",
+        what="Under S3-FIFO one hit keeps an entry for ever: what is in use leaves in its stead.",
+        file="_eviction.py",
+        old="""\
+            entry.used = False
+            main.push""",
+        new="            main.push",
+        found_by=("tests/test_eviction.py::test_s3fifo_is_what_its_page_tells_in_long_runs",),
+    ),
+    Mutant(
+        name="rewritten-entry-begins-unmarked",
+        line="§6",
+        what="Under S3-FIFO a write makes the entry that it replaces the next to leave.",
+        file="_store.py",
+        old="entry.used = old is not None",
+        new="entry.used = False",
+        found_by=("tests/test_eviction.py::test_a_write_to_what_is_there_counts_as_its_use",),
+    ),
+    Mutant(
+        name="weight-of-a-queue-only-grows",
+        line="§6",
+        what="Under S3-FIFO what has left a queue still weighs there: the wrong one is shortened.",
+        file="_eviction.py",
+        old="self.weight -= entry.weight",
+        new="pass",
+        found_by=(
+            "tests/test_eviction.py::test_s3fifo_is_what_its_page_tells_in_long_runs",
+            "tests/test_eviction.py::test_the_bound_on_memory_holds_after_every_operation",
+        ),
+    ),
+    Mutant(
+        name="ghosts-outlive-the-crowd",
+        line="§6",
+        what="The table of ghosts keeps its size when entries have become few.",
+        file="_eviction.py",
+        old="while len(ghosts) > max(LEAST_GHOSTS, 4 * count):",
+        new="while False:",
+        found_by=("tests/test_eviction.py::test_ghosts_are_bounded_by_the_entries_held",),
+    ),
+    Mutant(
+        name="waits-kept-one-by-one",
+        line="§6",
+        what="What each caller waited is kept until a slice of ten seconds is over.",
+        file="_landing.py",
+        old="MANY: Final = 256",
+        new="MANY: Final = 1 << 60",
+        found_by=("tests/test_health.py::test_what_callers_waited_is_not_kept_one_by_one",),
+    ),
+    Mutant(
+        name="dead-entries-counted",
+        line="§6",
+        what="What is cleared and waits to be freed still counts as entries.",
+        file="_store.py",
+        old="""\
+        self.count -= held
+""",
+        new="",
+        found_by=("tests/test_graves.py::test_clearing_a_large_function_frees_nothing_by_itself",),
+    ),
+    Mutant(
+        name="dead-outside-the-bound",
+        line="§6",
+        what="What is cleared and waits to be freed takes memory beyond the bound.",
+        file="_store.py",
+        old="self.bytes + self._dead_bytes + weight > self.max_bytes",
+        new="self.bytes + weight > self.max_bytes",
+        found_by=("tests/test_graves.py::test_one_large_value_takes_the_room_of_the_dead_at_once",),
     ),
     Mutant(
         name="get-is-no-use",
@@ -1378,6 +1568,39 @@ self.running[flight] = None
         ),
     ),
     Mutant(
+        name="dead-tell-nothing",
+        line="§7",
+        what="Of what is cleared and waits to be freed a miss says ABSENT.",
+        file="_store.py",
+        old="for grave in reversed(self._graves.get(space, ())):",
+        new="for grave in ():",
+        found_by=(
+            "tests/test_graves.py::test_reasons_after_a_clear_are_those_of_the_dead_until_something_newer",
+        ),
+    ),
+    Mutant(
+        name="freed-dead-record-nothing",
+        line="§7",
+        what="Once what is cleared is freed a miss of it says ABSENT.",
+        file="_store.py",
+        old="records.add_many(space, keys, _REASON_OF[cause])",
+        new="pass",
+        found_by=(
+            "tests/test_graves.py::test_reasons_after_a_clear_are_those_of_the_dead_until_something_newer",
+        ),
+    ),
+    Mutant(
+        name="dead-outlive-a-newer-reason",
+        line="§7",
+        what="A key that was cleared says so although it was deleted since.",
+        file="_store.py",
+        old="entry = grave.data.pop(key, None)",
+        new="entry = None",
+        found_by=(
+            "tests/test_graves.py::test_reasons_after_a_clear_are_those_of_the_dead_until_something_newer",
+        ),
+    ),
+    Mutant(
         name="rejection-not-recorded",
         line="§7",
         what="A value that was too large leaves ABSENT instead of REJECTED.",
@@ -1456,11 +1679,11 @@ digest = lambda _: b''
         name="loaded-value-weighed-under-the-lock",
         line="§8",
         what="What a load returned is weighed under the lock.",
-        file="_loads.py",
-        old="weight = self.engine.measure(load.key, value)",
+        file="_landing.py",
+        old="weight = self.engine.measure(flight.key[1], value)",
         new="""\
 with self._lock:
-                    weight = self.engine.measure(load.key, value)""",
+                    weight = self.engine.measure(flight.key[1], value)""",
         found_by=(
             "tests/test_survivors.py::test_while_the_users_code_runs_another_thread_gets_into_the_cache",
         ),
@@ -1473,12 +1696,12 @@ with self._lock:
         old="""\
         token = current_flight.set(flight)
         try:
-            value = load.call()""",
+            value = call(*arguments)""",
         new="""\
         token = current_flight.set(flight)
         try:
             with self._lock:
-                value = load.call()""",
+                value = call(*arguments)""",
         found_by=(
             "tests/test_survivors.py::test_while_the_users_code_runs_another_thread_gets_into_the_cache",
         ),
@@ -1488,8 +1711,10 @@ with self._lock:
         line="§8",
         what="The user's clock runs under the lock.",
         file="_loads.py",
-        old="        now = self.engine.clock()\n        space, key",
-        new="        with self._lock:\n            now = self.engine.clock()\n        space, key",
+        old="        now = engine.clock()",
+        new="""\
+        with self._lock:
+            now = engine.clock()""",
         found_by=(
             "tests/test_survivors.py::test_while_the_users_code_runs_another_thread_gets_into_the_cache",
         ),
@@ -1697,7 +1922,7 @@ with self._lock:
         line="§12",
         what="Who joins a load is no call.",
         file="_loads.py",
-        old="space.counters.coalesced += not counted",
+        old="space.counters.coalesced += 1",
         new="pass",
         found_by=(
             "callers_of_one_key_share_one_load",
@@ -1711,11 +1936,8 @@ with self._lock:
         file="_loads.py",
         old="""\
             counted = True
-            if step is Step.CLEAN_UP:
-                timer""",
-        new="""\
-            if step is Step.CLEAN_UP:
-                timer""",
+            timer = None""",
+        new="            timer = None",
         found_by=(
             "nobody_joins_a_load_that_is_being_cancelled",
             "tests/test_survivors.py::test_who_waits_out_a_clean_up_and_then_loads_is_one_call",
@@ -1749,10 +1971,12 @@ with self._lock:
         name="abandoned-load-counted-as-an-error",
         line="§12",
         what="A load that was cancelled because everybody left counts as a failed one.",
-        file="_loads.py",
-        old="            counters = load.space.counters\n",
+        file="_landing.py",
+        old="""\
+            counters = space.counters
+""",
         new="""\
-            counters = load.space.counters
+            counters = space.counters
             counters.load_errors += cancelled and flight.cancelling
 """,
         found_by=(
@@ -1778,6 +2002,40 @@ with self._lock:
         old="if loop is running_loop():",
         new="if True:",
         found_by=("tests/test_threads.py::test_the_last_waiter_may_leave_from_another_loop",),
+    ),
+    Mutant(
+        name="task-factory-passed-by",
+        line="§13",
+        what="The loop's task factory does not make the tasks of loads: they are none of its kind.",
+        file="_tasks.py",
+        old="sys.exception() is None and loop.get_task_factory() is None:",
+        new="sys.exception() is None:",
+        found_by=("tests/test_flights.py::test_a_task_factory_makes_the_tasks_of_loads",),
+        since=(3, 12),
+    ),
+    Mutant(
+        name="own-tasks-of-a-loop-passed-by",
+        line="§13",
+        what="A loop that makes tasks of a kind of its own does not make those of loads.",
+        file="_tasks.py",
+        old="return _Way.ITSELF if itself else _Way.NOT",
+        new="return _Way.PLAIN",
+        found_by=(
+            "tests/test_flights.py::test_a_loop_that_makes_its_own_tasks_makes_those_of_loads",
+        ),
+        since=(3, 12),
+    ),
+    Mutant(
+        name="older-loop-asked-for-too-much",
+        line="§13",
+        what="No load can begin in a loop that does not know how to begin a task at once.",
+        file="_tasks.py",
+        old='itself = "eager_start" in',
+        new='itself = True or "eager_start" in',
+        found_by=(
+            "tests/test_flights.py::test_a_loop_that_makes_its_own_tasks_makes_those_of_loads",
+        ),
+        since=(3, 12),
     ),
     Mutant(
         name="evicted-through-an-iterator",
@@ -1866,8 +2124,8 @@ oldest = next(iter(self._order), None)
         line="§14",
         what="A call that comes in while the cache closes starts a load that nobody will end.",
         file="_loads.py",
-        old="            self.engine.admit()\n",
-        new="",
+        old="engine.admit()",
+        new="pass",
         found_by=(
             "every_use_is_before_the_close_or_refused",
             "tests/test_lifecycle.py::test_use_after_the_end_is_an_error_at_once",
@@ -1896,6 +2154,22 @@ oldest = next(iter(self._order), None)
             "a_cache_opened_again_is_empty_and_sees_no_load_of_before",
             "tests/test_survivors.py::test_a_load_that_swallows_its_cancellation_stores_nothing_in_a_closed_cache",
         ),
+    ),
+    Mutant(
+        name="closed-in-its-first-step",
+        line="§14",
+        what="A load in whose first step its cache is closed is not cancelled: it runs on.",
+        file="_loads.py",
+        old="""\
+            flight.cancel()
+""",
+        new="""\
+            pass
+""",
+        found_by=(
+            "tests/test_lifecycle.py::test_a_load_in_whose_first_step_its_cache_is_closed_is_cancelled",
+        ),
+        since=(3, 12),
     ),
     Mutant(
         name="drain-refuses-its-own-loads",

@@ -17,7 +17,7 @@ from .catalogue import ROOT, Mutant, patched
 
 __all__ = ["BrokenCopyError", "Copy", "Find", "copied"]
 
-COPIED = ("async_safe_cache", "async_safe_cache_pytest.py", "tests", "pyproject.toml")
+COPIED = ("async_safe_cache", "async_safe_cache_pytest.py", "benchmarks", "tests", "pyproject.toml")
 HANG = 40  # seconds that one test may take: many times what the slowest takes, on a busy machine
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from async_safe_cache import LoadCancelledError, race_safe_cached
 from async_safe_cache.testing import pause
+from tests.virtual import begin_tasks_later
 
 from . import Lab, scenario
 from .coalescing import calls_of, ended
@@ -25,7 +26,6 @@ def _uncancelled() -> bool:
         "join-starts-another-load",
         "late-hit-not-seen",
         "other-waiters-not-counted",
-        "task-cancelled-before-its-first-step",
     ),
     cancel=("one", "two"),
 )
@@ -52,7 +52,6 @@ async def a_cancelled_caller_leaves_alone(lab: Lab) -> None:
         "join-while-cancelling",
         "late-hit-not-seen",
         "other-waiters-not-counted",
-        "task-cancelled-before-its-first-step",
     ),
     cancel=("leaving", "arriving"),
     two_tasks=True,
@@ -84,7 +83,6 @@ async def nobody_joins_a_load_that_is_being_cancelled(lab: Lab) -> None:
         "cancelled-waiter-still-counted",
         "join-starts-another-load",
         "late-hit-not-seen",
-        "task-cancelled-before-its-first-step",
     ),
     cancel=("crowd",),
 )
@@ -120,6 +118,24 @@ async def when_all_leave_the_load_is_cancelled(lab: Lab) -> None:
     stats = cache.stats()
     assert (stats.loads, stats.load_errors) == (len(ends), 0)
     assert await cache.get_or_load("a", lab.loader(lambda: "next")) == (ends or ["next"])[0]
+
+
+@scenario(kills=("task-cancelled-before-its-first-step",), cancel=("one",))
+async def a_load_that_has_not_begun_ends_with_its_last_caller(lab: Lab) -> None:
+    """Where no task begins at once: a load that was left before it began frees its key."""
+    cache = lab.cache()
+
+    async def one() -> Any:
+        begin_tasks_later()
+        return await cache.get_or_load("a", lab.loader(longest=0.3))
+
+    got = await ended(lab, victims=("one",), one=one)
+    await asyncio.sleep(1)  # for the clean-up
+    stored = await cache.get("a", "next")
+    assert await cache.get_or_load("a", lab.loader(lambda: "next")) == stored
+    assert got.get("one", stored) == stored
+    assert cache.stats().overlapping_loads == 0
+    assert lab.running == 0
 
 
 @scenario(
@@ -167,6 +183,7 @@ async def a_finishing_load_that_was_fenced_and_left_is_cancelled(lab: Lab) -> No
             except asyncio.CancelledError:
                 ever.append("cancelled")
                 raise
+        await pause()  # long enough for the older load to end beside it
         return version
 
     async def alone() -> Any:
@@ -251,7 +268,6 @@ async def a_fenced_load_ends_with_the_last_who_waits_for_it(lab: Lab) -> None:
         "join-starts-another-load",
         "late-hit-not-seen",
         "other-waiters-not-counted",
-        "task-cancelled-before-its-first-step",
     ),
     cancel=("leaving", "one"),
 )
@@ -400,7 +416,6 @@ async def a_caller_with_a_timeout_leaves_alone(lab: Lab) -> None:
         "join-while-cancelling",
         "late-hit-not-seen",
         "other-waiters-not-counted",
-        "task-cancelled-before-its-first-step",
     ),
     cancel=("inside",),
 )
@@ -483,7 +498,6 @@ async def a_stranger_who_cancels_a_load_cancels_no_caller(lab: Lab) -> None:
         "decrement-forgotten",
         "refresh-counted-as-a-call",
         "retire-skipped",
-        "task-cancelled-before-its-first-step",
     ),
     cancel=("refresher",),
 )
@@ -528,7 +542,6 @@ async def a_cancelled_refresh_leaves_a_value_behind(lab: Lab) -> None:
         "other-waiters-not-counted",
         "retire-skipped",
         "set-without-fence",
-        "task-cancelled-before-its-first-step",
     ),
     cancel=("one", "newcomer"),
 )

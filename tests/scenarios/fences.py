@@ -52,7 +52,6 @@ async def _after_a_write_nothing_older(lab: Lab, invalidate: Invalidate) -> None
         "join-while-cancelling",
         "land-without-identity-check",
         "other-waiters-not-counted",
-        "task-cancelled-before-its-first-step",
     ),
     cancel=("early", "writer"),
 )
@@ -85,7 +84,6 @@ async def an_expire_keeps_an_older_load_out(lab: Lab) -> None:
         "join-while-cancelling",
         "land-without-identity-check",
         "other-waiters-not-counted",
-        "task-cancelled-before-its-first-step",
     ),
     cancel=("early", "writer"),
 )

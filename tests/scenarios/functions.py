@@ -331,7 +331,6 @@ for _write in WRITES:
         "other-waiters-not-counted",
         "refresh-counted-as-a-call",
         "retire-skipped",
-        "task-cancelled-before-its-first-step",
     ),
     cancel=("refresher",),
 )
@@ -609,10 +608,7 @@ async def the_info_counts_every_call_once_also_across_a_clear(lab: Lab) -> None:
 
 
 @scenario(
-    kills=(
-        "remembered-failure-replaces-a-value",
-        "task-cancelled-before-its-first-step",
-    ),
+    kills=("remembered-failure-replaces-a-value",),
     cancel=("one",),
     two_tasks=True,
 )

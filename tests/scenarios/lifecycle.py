@@ -53,7 +53,6 @@ async def _refuses_everything(cache: AsyncSafeCache) -> None:
         "late-hit-not-seen",
         "load-admitted-after-the-end",
         "set-admitted-after-the-end",
-        "task-cancelled-before-its-first-step",
     ),
     cancel=("one", "closer"),
 )
@@ -218,7 +217,6 @@ async def a_drain_that_is_cancelled_closes_at_once(lab: Lab) -> None:
         "load-admitted-after-the-end",
         "second-close-does-not-wait",
         "set-admitted-after-the-end",
-        "task-cancelled-before-its-first-step",
     ),
     cancel=("drainer", "closer"),
 )
@@ -251,7 +249,6 @@ async def a_second_close_ends_the_first_one_s_patience(lab: Lab) -> None:
         "close-answers-nobody",
         "load-admitted-after-the-end",
         "set-admitted-after-the-end",
-        "task-cancelled-before-its-first-step",
     ),
     cancel=("user",),
 )
@@ -287,7 +284,6 @@ async def a_cache_in_a_block_is_closed_after_it(lab: Lab) -> None:
         "flights-counted-as-entries",
         "load-admitted-after-the-end",
         "load-lands-after-the-end",
-        "task-cancelled-before-its-first-step",
     )
 )
 async def a_cache_opened_again_is_empty_and_sees_no_load_of_before(lab: Lab) -> None:
@@ -364,7 +360,6 @@ async def _the_last_word_counts(lab: Lab, *, drain: bool) -> None:
         "close-answers-nobody",
         "load-admitted-after-the-end",
         "set-admitted-after-the-end",
-        "task-cancelled-before-its-first-step",
     )
 )
 async def start_during_a_close_opens_the_cache(lab: Lab) -> None:
@@ -390,7 +385,6 @@ async def start_during_a_drain_keeps_the_cache_open(lab: Lab) -> None:
         "fence-cancels-those-who-waited",
         "load-admitted-after-the-end",
         "set-admitted-after-the-end",
-        "task-cancelled-before-its-first-step",
     )
 )
 async def every_use_is_before_the_close_or_refused(lab: Lab) -> None:
@@ -444,12 +438,7 @@ async def every_use_is_before_the_close_or_refused(lab: Lab) -> None:
         await slowly(use) if use is number else await at_once(use)
 
 
-@scenario(
-    kills=(
-        "close-answers-nobody",
-        "task-cancelled-before-its-first-step",
-    )
-)
+@scenario(kills=("close-answers-nobody",))
 async def a_function_that_runs_on_is_never_refused_after_the_close(lab: Lab) -> None:
     """after_close="call": later calls run the original, uncached; only who waited may be told."""
     cache = lab.cache()
@@ -529,7 +518,6 @@ async def _one_function_ends(lab: Lab, *, wait: bool) -> None:
         "close-answers-nobody",
         "closed-function-still-loads",
         "decrement-forgotten",
-        "task-cancelled-before-its-first-step",
     )
 )
 async def one_function_ends_and_its_callers_are_told(lab: Lab) -> None:
@@ -554,7 +542,6 @@ async def one_function_ends_when_its_callers_are_answered(lab: Lab) -> None:
         "closed-function-loads-after-a-clean-up",
         "decrement-forgotten",
         "other-waiters-not-counted",
-        "task-cancelled-before-its-first-step",
     ),
     cancel=("leaving",),
 )

@@ -258,7 +258,6 @@ async def without_room_callers_still_share_a_load(lab: Lab) -> None:
 @scenario(
     kills=(
         "decrement-forgotten",
-        "join-starts-another-load",
         "retire-skipped",
     )
 )

@@ -45,7 +45,6 @@ def _is_cycle(error: BaseException, *names: str) -> bool:
         "load-does-not-know-itself",
         "other-waiters-not-counted",
         "own-key-not-noticed",
-        "task-cancelled-before-its-first-step",
     ),
     cancel=("one",),
 )
@@ -95,7 +94,6 @@ async def a_load_of_its_own_key_through_tasks_is_told_so(lab: Lab) -> None:
 @scenario(
     kills=(
         "decrement-forgotten",
-        "join-starts-another-load",
         "load-does-not-know-itself",
         "own-key-not-noticed",
         "retire-skipped",
@@ -209,7 +207,6 @@ async def three_loads_in_a_circle_are_told_so(lab: Lab) -> None:
 @scenario(
     kills=(
         "cycle-of-two-not-noticed",
-        "join-starts-another-load",
         "load-does-not-know-itself",
         "what-a-load-waits-for-not-noted",
     ),
@@ -247,7 +244,6 @@ async def one_of_two_loads_may_break_their_circle(lab: Lab) -> None:
         "join-starts-another-load",
         "join-while-cancelling",
         "other-waiters-not-counted",
-        "task-cancelled-before-its-first-step",
     ),
     cancel=("one", "low"),
 )
