@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, cast, final, g
 from ._background import Background
 from ._closing import Closing, emptied
 from ._engine import Engine, State
+from ._entries import Counters, Entry, Namespace
 from ._eviction import PolicyName
 from ._fork import hold, inherit
 from ._function import CachedFunction, function_of
@@ -20,7 +21,7 @@ from ._keys import PLAIN, DataKey, Key, _registering, canonical
 from ._loader import LoadContext, call_of
 from ._loads import Loads
 from ._protocols import Clock, Weigher
-from ._store import Counters, Entry, Namespace, Store
+from ._store import Store
 from .errors import CacheClosedError
 from .options import (
     UNSET,

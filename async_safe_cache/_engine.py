@@ -24,11 +24,12 @@ from typing import Any, Final, cast, final
 from weakref import ref
 
 from ._dead_loops import Guards
+from ._entries import Counters, Entry, Namespace
 from ._flights import Failure, Flight, Flights, current_flight
 from ._health import Recent
 from ._keys import DataKey
 from ._protocols import Clock, Weigher
-from ._store import ENTRY_OVERHEAD, Counters, Entry, Namespace, Store
+from ._store import ENTRY_OVERHEAD, Store
 from ._weight import weigh, weigh_key
 from .errors import CacheClosedError
 from .options import CacheOptions

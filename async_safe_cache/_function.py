@@ -11,8 +11,9 @@ from functools import partial
 from typing import Any, final
 from weakref import ref
 
+from ._entries import Counters, Namespace
 from ._keys import DataKey, call_key, canonical
-from ._store import Counters, Namespace, Store
+from ._store import Store
 from .errors import UnsupportedKeyError
 from .options import CacheOptions
 

@@ -21,6 +21,7 @@ from types import CoroutineType
 from typing import Any, Final, cast, final
 
 from ._engine import Engine, State
+from ._entries import Entry, Namespace
 from ._flights import (
     Failure,
     Flight,
@@ -36,7 +37,6 @@ from ._flights import (
 )
 from ._keys import DataKey
 from ._landing import Landing, Load, trimmed
-from ._store import Entry, Namespace
 from ._tasks import start
 from .errors import CacheClosedError, LoadCancelledError, RecursiveLoadError
 from .options import CacheOptions

@@ -27,17 +27,16 @@ import builtins
 import threading
 from collections.abc import Callable, Collection
 from math import inf
-from types import CellType
 from typing import Any, ClassVar, Final, final
-from weakref import ref
 
+from ._entries import Entry, Namespace
 from ._eviction import Order, PolicyName, order_of
 from ._expiry import ExpiryIndex
 from ._keys import DataKey
 from ._removals import MOST, RemovalRecord, Segment
 from .outcomes import MissReason, RemovalCause
 
-__all__ = ["ENTRY_OVERHEAD", "TOUCH", "Counters", "Entry", "Namespace", "Store"]
+__all__ = ["ENTRY_OVERHEAD", "TOUCH", "Store"]
 
 ENTRY_OVERHEAD: Final = 640
 """Bytes of the library's own per entry: its slots, its places in the dict of its
@@ -61,8 +60,6 @@ _EXPIRED: Final = RemovalCause.EXPIRED
 _EVICTED: Final = RemovalCause.EVICTED
 _REPLACED: Final = RemovalCause.REPLACED
 
-_COUNTED: Final = ("coalesced", "load_errors", "loads", "misses")
-
 _REASON_OF: Final = {
     RemovalCause.EXPIRED: MissReason.EXPIRED,
     RemovalCause.EVICTED: MissReason.EVICTED,
@@ -70,124 +67,6 @@ _REASON_OF: Final = {
     RemovalCause.CLEARED: MissReason.CLEARED,
     RemovalCause.REJECTED: MissReason.REJECTED,
 }
-
-
-@final
-class Counters:
-    """What is counted per function.
-
-    Hits grow without the lock: `x += 1` on a slot or a closure's cell is one step
-    under the GIL, because CPython changes threads at calls and backward jumps
-    only. The others grow under the store's lock.
-
-    Attributes:
-        fast_hits: The cell in which the compiled wrapper counts its own hits.
-        other_hits: All other hits.
-    """
-
-    __slots__ = (*_COUNTED, "fast_hits", "other_hits")
-
-    def __init__(self) -> None:
-        self.fast_hits = CellType(0)
-        self.other_hits = 0
-        self.misses = 0
-        self.coalesced = 0
-        self.loads = 0
-        self.load_errors = 0
-
-    @property
-    def hits(self) -> int:
-        """All hits."""
-        fast: int = self.fast_hits.cell_contents
-        return self.other_hits + fast
-
-    def forget(self) -> None:
-        """Count from 0 again."""
-        self.other_hits -= self.hits
-        for name in _COUNTED:
-            setattr(self, name, 0)
-
-    def add(self, other: "Counters") -> None:
-        """Add the counts of *other*."""
-        self.other_hits += other.hits
-        for name in _COUNTED:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-
-@final
-class Namespace:
-    """The entries of one function, of one instance of a method, or of all raw keys.
-
-    Attributes:
-        bytes: What its entries weigh.
-        closed: Its function was closed: no load of it may begin.
-        timed: Whether its fast lookup looks at deadlines. Where it does not, an
-            entry with a deadline has no kind, so that no fast lookup finds it.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "bytes",
-        "closed",
-        "counters",
-        "data",
-        "name",
-        "owner",
-        "store",
-        "timed",
-    )
-
-    def __init__(
-        self, store: "Store", name: str, counters: Counters, owner: "ref[object] | None" = None
-    ) -> None:
-        self.store = store
-        self.name = name
-        self.counters = counters
-        self.owner = owner
-        self.closed = False
-        self.timed = True
-        self.bytes = 0
-        self.data: dict[DataKey, Entry] = {}  # bounded by the store
-
-
-@final
-class Entry:
-    """One stored value. Only its times and `kind` change after it was published.
-
-    Filled in by `Store.put`: a constructor of its own would double what it costs.
-
-    Attributes:
-        since: When it was stored; of an entry with a deadline, its time to live,
-            an object that many entries share.
-        used: Set by a hit; of the order alone, as is `place`.
-    """
-
-    __slots__ = (
-        "deadline",
-        "key",
-        "kind",
-        "place",
-        "since",
-        "space",
-        "used",
-        "value",
-        "weight",
-    )
-
-    space: Namespace
-    key: DataKey
-    kind: object
-    value: object
-    weight: int
-    since: float
-    deadline: float
-    used: bool
-    place: Any
-
-    @property
-    def born(self) -> float:
-        """When it was stored, but for the rounding of one subtraction."""
-        return self.since if self.deadline == inf else self.deadline - self.since
 
 
 @final

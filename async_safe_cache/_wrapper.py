@@ -26,8 +26,9 @@ from keyword import iskeyword
 from types import CellType, CodeType
 from typing import Any, Final, NamedTuple, final
 
+from ._entries import Entry
 from ._eviction import PolicyName
-from ._store import TOUCH, Entry
+from ._store import TOUCH
 
 __all__ = ["Compiled", "Parameters", "compile_wrapper"]
 

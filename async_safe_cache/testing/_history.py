@@ -34,10 +34,10 @@ from datetime import timedelta
 from typing import Any, final
 
 from async_safe_cache._cache import AsyncSafeCache
+from async_safe_cache._entries import Namespace
 from async_safe_cache._flights import running_loop
 from async_safe_cache._function import function_of
 from async_safe_cache._keys import Key
-from async_safe_cache._store import Namespace
 from async_safe_cache.outcomes import MISSING, Lookup
 
 from ._operation import Act, Fresh, Operation, Outcome, label, text, token
