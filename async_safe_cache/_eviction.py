@@ -9,12 +9,12 @@ the moving border between the two queues is that of Megiddo & Modha, "ARC", FAST
 """
 
 from array import array
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from itertools import chain, islice, pairwise
+from itertools import chain, islice, pairwise, repeat
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar, final
 
-__all__ = ["LeastRecentlyUsed", "Member", "Order", "PolicyName", "S3Fifo", "order_of"]
+__all__ = ["LeastRecentlyUsed", "Member", "Order", "PolicyName", "S3Fifo", "exhaust", "order_of"]
 
 PolicyName = Literal["lru", "s3fifo"]
 
@@ -42,6 +42,10 @@ which shows only in a full cache of which nearly everything is in use."""
 LEAST_GHOSTS: Final = 64
 NOBODY: Final = 2**32 - 1
 PRIME: Final = 2**30 - 35  # one digit of CPython's: twice as fast as the next larger one
+
+
+exhaust: Final = deque[Any](maxlen=0).extend
+"""Runs an iterator to its end, and keeps nothing."""
 
 
 class Member(Protocol):
@@ -94,9 +98,7 @@ class LeastRecentlyUsed(Generic[E]):
 
     def discard_many(self, entries: Iterable[E]) -> None:
         """Forget *entries*."""
-        pop = self._order.pop
-        for entry in entries:
-            pop(entry, None)
+        exhaust(map(self._order.pop, entries, repeat(None)))
 
     def take_oldest(self) -> E | None:
         """Take out the entry that should leave next, and return it.

@@ -29,6 +29,10 @@ __all__ = ["LEAST", "MOST", "RemovalRecord", "Segment"]
 LEAST: Final = 256
 MOST: Final = 65_536
 
+SETTLED: Final = 4_096
+"""Removals of a segment that are looked for in the older ones. More would be a stall of
+milliseconds; then a key that was removed again and again may count several times."""
+
 SMALL_KEY: Final = 48
 _SMALL_INT: Final = 1 << 8 * SMALL_KEY
 
@@ -150,7 +154,7 @@ class RemovalRecord:
 
         So what happens to the same few keys again and again pushes nothing else out.
         """
-        if segment not in self._segments:
+        if segment.size > SETTLED or segment not in self._segments:
             return
         for older in self._segments[: self._segments.index(segment)]:
             for space, known in segment.gone.items():

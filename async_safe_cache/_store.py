@@ -27,10 +27,11 @@ import builtins
 import threading
 from collections.abc import Callable, Collection
 from math import inf
+from operator import attrgetter
 from typing import Any, ClassVar, Final, final
 
 from ._entries import Entry, Namespace
-from ._eviction import Order, PolicyName, order_of
+from ._eviction import Order, PolicyName, exhaust, order_of
 from ._expiry import ExpiryIndex
 from ._keys import DataKey
 from ._removals import MOST, RemovalRecord, Segment
@@ -59,6 +60,10 @@ COMMON: Final = 1_024
 _EXPIRED: Final = RemovalCause.EXPIRED
 _EVICTED: Final = RemovalCause.EVICTED
 _REPLACED: Final = RemovalCause.REPLACED
+
+_SPACE: Final = attrgetter("space")
+_KEY: Final = attrgetter("key")
+_WEIGHT: Final = attrgetter("weight")
 
 _REASON_OF: Final = {
     RemovalCause.EXPIRED: MissReason.EXPIRED,
@@ -394,18 +399,18 @@ class Store:
             for entry in entries:
                 self._unlink(entry, RemovalCause.EXPIRED, dropped)
             return
+        # Whole steps in C: a sweep of half a million entries is one of these for each.
         spaces: dict[Namespace, list[Entry]] = {}
-        if len({entry.space for entry in entries}) == 1:
+        if len(set(map(_SPACE, entries))) == 1:
             spaces[entries[0].space] = entries
         else:
             for entry in entries:
                 spaces.setdefault(entry.space, []).append(entry)
         for space, group in spaces.items():
-            keys = [entry.key for entry in group]
+            keys = list(map(_KEY, group))
             data = space.data
-            for key in keys:
-                del data[key]
-            weight = sum([entry.weight for entry in group])
+            exhaust(map(data.__delitem__, keys))
+            weight = sum(map(_WEIGHT, group))
             space.bytes -= weight
             self.bytes -= weight
             if not data:

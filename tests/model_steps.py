@@ -517,12 +517,11 @@ class Pair:
             asked = [_answer(self.ask(place, ttl, in_call)) for _ in range(callers)]
             answers = await asyncio.gather(*asked)
         held = model.call(place)
-        over = False
         if held is None:
             model.landed(
                 place, result, weight_of(place, result), self.ttl_asked(place, ttl, in_call)
             )
-            over = EAGER and place in model.live
+            over = EAGER and isinstance(result, Value) and place in model.live
             for _ in range(callers - 1):
                 if over:
                     model.call(place)
@@ -534,8 +533,7 @@ class Pair:
             result = held.what
         assert len(self.results) == (held is not None), "loaded as often as told"
         for answer in answers:
-            leads = held is None and (answer is answers[0] or not over)
-            _agree(answer, result, same_object=leads or isinstance(result, Value))
+            _agree(answer, result, same_object=held is None or held.is_value)
         self.end()
 
     async def fill(self, first: int, count: int, ttl: float | None) -> None:
