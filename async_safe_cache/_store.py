@@ -39,7 +39,7 @@ from .outcomes import MissReason, RemovalCause
 
 __all__ = ["ENTRY_OVERHEAD", "TOUCH", "Store"]
 
-ENTRY_OVERHEAD: Final = 640
+ENTRY_OVERHEAD: Final = 672
 """Bytes of the library's own per entry: its slots, its places in the dict of its
 namespace, in the recency order and in the expiry index, and one and a half removal
 records with their keys. Measured: see docs/memory.md."""
