@@ -21,14 +21,15 @@ QUESTION: Final = Question(
     "dict of 20 str keys and floats; no ttl. Ours weighs each value against its bound of 200 MB",
     rivals="async-lru, cachebox (LRUCache), theine (Memoize); none of them weighs values",
     floor="bare: the load itself. honest: the same with a dict in front, of which the oldest "
-    "entry is dropped; no coalescing",
+    "entry is dropped; no coalescing. least: the least Python that shares a load among tasks and "
+    "threads, weighs each value against a bound and evicts the oldest; nothing else",
     not_measured="loads that wait for something (stampede, mixed); values that take long to weigh",
     rounds=25,
 )
 
 MISSES: Final = 2_000
 BOUND: Final = 10_000
-RIVALS: Final = (OURS, S3FIFO, "async-lru", "cachebox", "theine", "bare", "honest")
+RIVALS: Final = (OURS, S3FIFO, "async-lru", "cachebox", "theine", "bare", "honest", "least")
 FIELDS: Final = [f"field_{number}" for number in range(20)]
 
 

@@ -11,11 +11,15 @@ Floors cache nothing or promise nothing; they say how much of a figure is Python
 
     bare     the function itself
     honest   make a key of *args and **kwargs, read a dict, and nothing else
+    least    share a load, weigh its value, evict the oldest: the least that does so
 """
 
+import asyncio
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
+from contextvars import copy_context
 from datetime import timedelta
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -207,6 +211,67 @@ class Honest(Contestant):
         return wrapper
 
 
+@final
+class Least(Contestant):
+    """The least Python that shares a load and holds a bound in bytes, across threads.
+
+    One load per key, in a task of its own that begins at once where it can; each value
+    weighed by this library's walk; exact LRU; one lock. No cancellation, no fences, no
+    reasons, no errors, no statistics, no ttl.
+    """
+
+    title = "least"
+    floor = True
+
+    def cached(self, fn: Function, *, ttl: float | None = None, entries: int = 1024) -> Function:
+        if ttl is not None:
+            raise NoMeansError("it has no ttl")
+        from async_safe_cache._entries import Entry
+        from async_safe_cache._tasks import start
+        from async_safe_cache._weight import weigh
+
+        data: dict[Any, Entry] = {}
+        order: OrderedDict[Entry, None] = OrderedDict()
+        flights: dict[Any, list[asyncio.Future[Any]]] = {}
+        lock = threading.RLock()
+        held = 0
+
+        async def load(key: Any) -> None:
+            nonlocal held
+            value = await fn(key)
+            entry = Entry()
+            entry.key, entry.kind, entry.value = key, type(key), value
+            entry.weight = weigh(value)[0]
+            with lock:
+                if len(order) >= entries:
+                    oldest = order.popitem(last=False)[0]
+                    del data[oldest.key]
+                    held -= oldest.weight
+                held += entry.weight
+                order[entry] = None
+                data[key] = entry
+                waiters = flights.pop(key)
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(value)
+
+        async def wrapper(key: Any) -> Any:
+            entry = data.get(key)
+            if entry is not None and type(key) is entry.kind:
+                order.move_to_end(entry)
+                return entry.value
+            loop = asyncio.get_running_loop()
+            waiter: asyncio.Future[Any] = asyncio.Future(loop=loop)
+            with lock:
+                waiters = flights.setdefault(key, [])
+                waiters.append(waiter)
+            if len(waiters) == 1:
+                start(loop, load(key), name="load", context=copy_context(), eager=True)
+            return await waiter
+
+        return wrapper
+
+
 PEERS: Final[dict[str, Contestant]] = {
     each.title: each
     for each in (
@@ -218,6 +283,7 @@ PEERS: Final[dict[str, Contestant]] = {
         Functools(),
         Bare(),
         Honest(),
+        Least(),
     )
 }
 
