@@ -71,7 +71,7 @@ class AsyncSafeCache:
         max_entries: Bound on the number of entries; 0 stores nothing, None is no bound.
         default_ttl: Seconds or timedelta that a value stays fresh; None: for ever.
         policy: Which entry leaves first: "lru", the least recently used, or
-                "s3fifo", see docs/eviction.md.
+            "s3fifo", see docs/eviction.md.
         weigher: Bytes of a value; None measures it, see docs/memory.md.
         sweep_interval: Seconds between two sweeps, once started.
         thresholds: Where health begins to complain.
