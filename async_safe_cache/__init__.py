@@ -13,7 +13,19 @@ from .errors import (
     UnsupportedKeyError,
 )
 from .options import AlertThresholds, CacheOptions
-from .outcomes import MISSING, CacheStats, FunctionInfo, Lookup, MissReason, RemovalCause
+from .outcomes import (
+    MISSING,
+    CacheStats,
+    FunctionInfo,
+    Invalidated,
+    Loaded,
+    LoadFailed,
+    Lookup,
+    MissReason,
+    Refreshed,
+    RemovalCause,
+    Removed,
+)
 
 __all__ = [
     "MISSING",
@@ -24,13 +36,18 @@ __all__ = [
     "CacheOptions",
     "CacheStats",
     "FunctionInfo",
+    "Invalidated",
     "Key",
     "LoadCancelledError",
     "LoadContext",
+    "LoadFailed",
+    "Loaded",
     "Lookup",
     "MissReason",
     "RecursiveLoadError",
+    "Refreshed",
     "RemovalCause",
+    "Removed",
     "UnsupportedKeyError",
     "get_async_safe_cache",
     "race_safe_cached",

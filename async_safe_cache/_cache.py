@@ -12,6 +12,7 @@ from ._background import Background
 from ._closing import Closing, emptied
 from ._engine import Engine, State
 from ._entries import Counters, Entry, Namespace
+from ._events import EventName, Events
 from ._eviction import PolicyName
 from ._fork import hold, inherit
 from ._function import CachedFunction, function_of
@@ -137,6 +138,7 @@ class AsyncSafeCache:
         raw = Counters()
         self._engine.counters[raw] = None
         self._raw = Namespace(store, name, raw)
+        self._events = Events(store, self._raw)
         self._functions = Functions(self._engine, self._closing)
         self._sweeper = Background(
             "sweeper", self._sweep, check_seconds("sweep_interval", sweep_interval), clock
@@ -529,6 +531,8 @@ class AsyncSafeCache:
                 max_memory_bytes=store.max_bytes,
                 eviction_rate=engine.recent.eviction_rate(now, stats),
                 response_time=engine.recent.response_time(now, stats),
+                listener_errors=self._events.errors,
+                events_dropped=self._events.dropped,
                 background={self._sweeper.name: self._sweeper.report(now)},
                 thresholds=self._thresholds,
             )
@@ -537,6 +541,25 @@ class AsyncSafeCache:
         """Return `health()`; a sweeper whose loop died runs again in this one from here on."""
         self._revive()
         return self.health()
+
+    def on(self, event: EventName, callback: Callable[[Any], object]) -> Callable[[], None]:
+        """Call *callback* with every *event* from now on; return the function that ends that.
+
+        It runs in the thread whose operation caused the event, when that operation
+        is complete, outside every lock and outside of the caller's context; it may
+        call the cache. What it raises is logged by type and counted in
+        `listener_errors`. A subscription lasts through `aclose`. See docs/events.md.
+
+        Args:
+            event: "loaded", "load_failed", "refreshed", "removed" or "invalidated".
+            callback: A plain function; it is given a `Loaded`, `LoadFailed`,
+                `Refreshed`, `Removed` or `Invalidated`.
+
+        Raises:
+            ValueError: There is no such event.
+            TypeError: *callback* cannot be called, or is a coroutine function.
+        """
+        return self._events.subscribe(event, callback)
 
     def check(self) -> None:
         """Recompute every invariant from scratch; for tests. O(entries + loads).
@@ -614,6 +637,7 @@ class AsyncSafeCache:
     def _forked(self, torn: bool) -> list[object]:
         """Let go, in a forked child, of what belongs to the parent's threads and loops."""
         flights = self._engine.leave_behind(torn=torn)
+        self._events.forget()
         functions = self._functions
         for named in (*functions._names.values(), functions._replaced):
             for wrapper in (reference() for reference in named.values()):

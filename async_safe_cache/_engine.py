@@ -160,7 +160,22 @@ class Engine:
             self.recent.roll(now, self.stats)
             result = action(now, dropped, doomed)
         cancel(doomed)
+        if self.store.events is not None:
+            self.tell()
         return result
+
+    def settle(self) -> None:
+        """Do what was put off, where no write follows."""
+        dropped: list[object] = []
+        with self._lock:
+            self.catch_up(dropped)
+        self.tell()
+
+    def tell(self) -> None:
+        """Let the listeners, if there are any, know what this thread has done."""
+        events = self.store.events
+        if events is not None:
+            events.deliver()
 
     def catch_up(self, dropped: list[object]) -> None:
         """Locked. Do what was put off; not from a read, which may itself be a finaliser's."""
@@ -315,6 +330,8 @@ class Engine:
                 failure = entry is not None and type(entry.value) is Failure
                 fresh = self.store.remove(space, key, cause, now, dropped, fenced=fenced)
                 removed += fresh and not failure
+            if self.store.events is not None and places:
+                self.store.events.invalidated(cause, removed, tuple(places))
             return removed
 
         return self.write(action)
@@ -327,7 +344,10 @@ class Engine:
             for space, key in self.flights.registered():
                 if space in gone and self._fence(space, key, doomed):
                     self.store.remove(space, key, cause, now, dropped, fenced=True)
-            return self.store.clear_spaces(gone, cause, now, dropped)
+            removed = self.store.clear_spaces(gone, cause, now, dropped)
+            if self.store.events is not None:
+                self.store.events.invalidated(cause, removed, function=next(iter(gone)).name)
+            return removed
 
         return self.write(action)
 
@@ -342,6 +362,8 @@ class Engine:
             for space, key in self.flights.registered():
                 if self._fence(space, key, doomed):
                     self.store.remove(space, key, RemovalCause.CLEARED, now, dropped, fenced=True)
+            if self.store.events is not None:
+                self.store.events.invalidated(RemovalCause.CLEARED, self.store.count)
             wreck.extend(self.store.clear(now))
             return 0
 
@@ -366,14 +388,18 @@ class Engine:
         with self._lock:
             self.catch_up(dropped)
             self.recent.roll(now, self.stats)
-            return self.store.free(now, limit, dropped) == limit
+            more = self.store.free(now, limit, dropped) == limit
+        self.tell()
+        return more
 
     def bury(self, limit: int) -> bool:
         """Free up to *limit* cleared entries; tell whether there may be more."""
         dropped: list[object] = []
         with self._lock:
             self.catch_up(dropped)
-            return self.store.free(-math.inf, limit, dropped) == limit
+            more = self.store.free(-math.inf, limit, dropped) == limit
+        self.tell()
+        return more
 
     def _fence(self, space: Namespace, key: DataKey, doomed: list[Flight]) -> bool:
         fenced, abandoned = self.flights.fence((space, key))

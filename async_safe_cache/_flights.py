@@ -146,6 +146,8 @@ class Flight:
         load: What is to be loaded and how, for whoever opened it.
         keep: Whether it goes on when its last waiter leaves.
         depth: Loads that started each other down to this one.
+        refresh: Whether it was opened by a refresh, which no call waits for.
+        begun: When it was opened, if somebody listens to events.
         waiters: Who waits for the outcome, and in which loop: to join is to be here.
             Bounded by the callers.
         watchers: Who waits for the clean-up. Bounded by the callers.
@@ -160,6 +162,8 @@ class Flight:
     thread: int | None = None
     load: Any = None
     depth = 0
+    refresh = False
+    begun: float | None = None
     keep = False
     fenced = False
     cancelling = False
@@ -178,6 +182,10 @@ class Flight:
         states = ("done", "cancelling", "fenced")
         state = next((state for state in states if getattr(self, state)), "running")
         return f"<Flight of {self.name}, {state}, {len(self.waiters)} waiters>"
+
+    def seconds(self, now: float | None) -> float | None:
+        """Return how long it took until *now*, if both are known."""
+        return None if now is None or self.begun is None else max(0.0, now - self.begun)
 
     def wait_for(self, flight: "Flight", waiter: Waiter) -> None:
         """Locked. Note that this load waits for *flight*, until `waits_on` forgets *waiter*."""

@@ -121,6 +121,8 @@ def report(
     max_memory_bytes: float,
     eviction_rate: float,
     response_time: float,
+    listener_errors: int,
+    events_dropped: int,
     background: dict[str, dict[str, object]],
     thresholds: AlertThresholds,
 ) -> dict[str, object]:
@@ -229,6 +231,8 @@ def report(
             "misses_by_reason": dict(stats.misses_by_reason),
             "evictions_by_cause": dict(stats.evictions_by_cause),
             "removals_by_cause": dict(stats.removals_by_cause),
+            "listener_errors": listener_errors,
+            "events_dropped": events_dropped,
         },
         "background": background,
     }

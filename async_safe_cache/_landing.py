@@ -78,6 +78,7 @@ class Landing:
         with self._lock:
             waiting = self.flights.end(flight)
         wake(waiting, outcome)
+        self.engine.tell()
 
     def _landed(self, flight: Flight, value: object, error: BaseException | None) -> Outcome | None:
         now = self.engine.moment_or_none()
@@ -111,20 +112,26 @@ class Landing:
             if len(engine.recent.fresh) > MANY:
                 engine.recent.count_waits()
             space.counters.loads += 1
-            shared = True
+            shared, stored = True, False
             if not self.flights.land(flight):
                 pass
             elif now is None:
                 self.store.reject(space, key, -math.inf, dropped)
                 shared = False
             else:
-                shared = self.store.put(space, key, kind, value, weight, ttl, now, dropped)
+                shared = stored = self.store.put(space, key, kind, value, weight, ttl, now, dropped)
             outcome = Outcome(value, None, now)
+            events = self.store.events
+            if events is not None:
+                seconds, refresh = flight.seconds(now), flight.refresh
+                events.loaded(space, key, kind, seconds, stored=stored, refresh=refresh)
             if not shared and self.flights.in_first_step(flight):
                 flight.outcome = outcome
                 return outcome
             waiting = self.flights.end(flight)
         wake(waiting, outcome, flight.loop)
+        if events is not None:
+            events.deliver()
         return outcome
 
     def _fail(
@@ -133,7 +140,7 @@ class Landing:
         """End *flight* with *error*; remember it, if that is asked for."""
         engine = self.engine
         space, key = flight.key
-        _, _, _, options = flight.load or _ENDED
+        kind, _, _, options = flight.load or _ENDED
         interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
         cancelled = interrupted or isinstance(error, asyncio.CancelledError)
         stopped_from_outside = (
@@ -172,6 +179,9 @@ class Landing:
                 size = ENTRY_OVERHEAD + FAILURE_WEIGHT + weigh_key(key)
                 memory = failure.remembered()
                 self.store.put(space, key, None, memory, size, remember, now, dropped)
+            events = self.store.events
+            if events is not None and ended:
+                events.load_failed(space, key, kind, type(error).__name__)
             waiting = self.flights.end(flight)
         if interrupted:
             # The program ends: its own tasks are cancelled, as asyncio.run is about to do.
@@ -182,6 +192,8 @@ class Landing:
             waiting = dict(each for each in waiting.items() if _is_near(each, flight))
         outcome = Outcome(None, failure, now)
         wake(waiting, outcome)
+        if events is not None:
+            events.deliver()
         return outcome
 
     def _remember(self, options: CacheOptions, error: BaseException) -> float | None | Unset:

@@ -229,11 +229,9 @@ class Loads:
         """Decide, in one step, what this caller does; *owner* is the loop of a load of its own."""
         engine, store, flights = self.engine, self.store, self.flights
         now = engine.clock()
-        dropped: list[object]
+        if engine.later:
+            engine.settle()
         with self._lock:
-            if engine.later:
-                dropped = []  # dies after the lock
-                engine.catch_up(dropped)
             if engine.state is not _OPEN:
                 engine.admit()
             if space.closed:
@@ -258,6 +256,10 @@ class Loads:
                     flight = flights.open(place, space.name, owner)
                 if not counted:
                     engine.miss(space, key)
+                elif refresh:
+                    flight.refresh = True
+                if store.events is not None:
+                    flight.begun = now
                 if current is not None:
                     flight.depth = current.depth + 1
                 if options.on_abandon == "finish":

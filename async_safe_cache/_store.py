@@ -31,6 +31,7 @@ from operator import attrgetter
 from typing import Any, ClassVar, Final, final
 
 from ._entries import Entry, Namespace
+from ._events import Events
 from ._eviction import Order, PolicyName, exhaust, order_of
 from ._expiry import ExpiryIndex
 from ._keys import DataKey
@@ -109,6 +110,7 @@ class Store:
         bytes: What they weigh.
         off: Blocks that are open now, in which nothing is stored here.
         off_everywhere: Blocks that are open now, in which no store stores anything.
+        events: Whom to tell what is removed; None as long as nobody listens.
     """
 
     off_everywhere: ClassVar[int] = 0
@@ -131,6 +133,7 @@ class Store:
         self.bytes = 0
         self.rejected = 0
         self.off = 0
+        self.events: Events | None = None
         self.removals = dict.fromkeys(RemovalCause, 0)
         self.evictions = {"max_entries": 0, "max_memory_bytes": 0}
         self._expiry: ExpiryIndex[Entry] = ExpiryIndex()
@@ -392,6 +395,8 @@ class Store:
                 self._exhume(space, key, dropped)
             self._record.add(space, key, reason, self.count)
         self.count -= 1
+        if self.events is not None:
+            self.events.removed(space, key, entry.kind, cause)
 
     def _unlink_due(self, entries: list[Entry], dropped: list[object]) -> None:
         """Do the same for entries that just left the expiry index: a slice at a time."""
@@ -420,6 +425,9 @@ class Store:
         self.removals[RemovalCause.EXPIRED] += len(entries)
         self.count -= len(entries)
         dropped.extend(entries)
+        if self.events is not None:
+            for entry in entries:
+                self.events.removed(entry.space, entry.key, entry.kind, _EXPIRED)
 
     def _make_room(self, weight: int, now: float, dropped: list[object]) -> None:
         """Free what is dead or due, then evict, until one entry of *weight* fits."""
@@ -529,6 +537,10 @@ class Store:
             for entry in entries:
                 self._expiry.discard(entry)
         dropped.extend(entries)
+        if self.events is not None:
+            for entry in entries:
+                cause = _EXPIRED if entry.deadline <= grave.moment else grave.cause
+                self.events.removed(entry.space, entry.key, entry.kind, cause)
 
     def forget_graves(self) -> None:
         """Drop all graves at once."""

@@ -10,10 +10,15 @@ __all__ = [
     "MISSING",
     "CacheStats",
     "FunctionInfo",
+    "Invalidated",
+    "LoadFailed",
+    "Loaded",
     "Lookup",
     "MissReason",
     "Missing",
+    "Refreshed",
     "RemovalCause",
+    "Removed",
 ]
 
 V_co = TypeVar("V_co", covariant=True)
@@ -122,6 +127,84 @@ class FunctionInfo:
     load_errors: int
     entries: int
     in_flight: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A load ended with a value.
+
+    Attributes:
+        key: The raw key itself if it is a str, int, bytes or None; otherwise a
+            `Key`, which every keyed method takes.
+        seconds: How long it took; None if nobody listened when it began, or the
+            clock failed.
+        stored: Whether the value is in the cache now: not if an invalidation came
+            meanwhile, nor if it was too large.
+    """
+
+    key: object = field(repr=False)  # it may be a secret, in every event
+    seconds: float | None
+    stored: bool
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """The same, of a load that a refresh began."""
+
+    key: object = field(repr=False)
+    seconds: float | None
+    stored: bool
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """A load, or a refresh, ended with an exception.
+
+    Attributes:
+        key: As in `Loaded`.
+        error: The name of the exception's type; its message may hold a secret.
+    """
+
+    key: object = field(repr=False)
+    error: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """An entry left the store.
+
+    Attributes:
+        key: As in `Loaded`.
+        cause: Why.
+    """
+
+    key: object = field(repr=False)
+    cause: RemovalCause
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Invalidated:
+    """Somebody asked for entries to go. With no keys, tags or function: for all of them.
+
+    Attributes:
+        cause: DELETED, EXPIRED (by `expire`) or CLEARED.
+        keys: The keys that were named, as in `Loaded`.
+        tags: The tags that were named.
+        function: The name of the function that was cleared, closed or replaced.
+        removed: How many entries that removed; in a clear, expired ones that nobody
+            had freed yet included.
+    """
+
+    cause: RemovalCause
+    keys: tuple[object, ...] = field(repr=False)
+    tags: tuple[str, ...] = field(repr=False)
+    function: str | None
+    removed: int
 
 
 def _no_counts() -> Mapping[str, int]:
