@@ -12,7 +12,7 @@ from ._background import Background
 from ._closing import Closing, emptied
 from ._engine import Engine, State
 from ._entries import Counters, Entry, Namespace
-from ._events import EventName, Events
+from ._events import Events
 from ._eviction import PolicyName
 from ._fork import hold, inherit
 from ._function import CachedFunction, function_of
@@ -37,7 +37,20 @@ from .options import (
     check_seconds,
     check_ttl,
 )
-from .outcomes import MISSING, CacheStats, FunctionInfo, Lookup, Missing, MissReason, RemovalCause
+from .outcomes import (
+    MISSING,
+    CacheStats,
+    FunctionInfo,
+    Invalidated,
+    Loaded,
+    LoadFailed,
+    Lookup,
+    Missing,
+    MissReason,
+    Refreshed,
+    RemovalCause,
+    Removed,
+)
 
 __all__ = ["AsyncSafeCache"]
 
@@ -542,7 +555,27 @@ class AsyncSafeCache:
         self._revive()
         return self.health()
 
-    def on(self, event: EventName, callback: Callable[[Any], object]) -> Callable[[], None]:
+    @overload
+    def on(
+        self, event: Literal["loaded"], callback: Callable[[Loaded], object]
+    ) -> Callable[[], None]: ...
+    @overload
+    def on(
+        self, event: Literal["load_failed"], callback: Callable[[LoadFailed], object]
+    ) -> Callable[[], None]: ...
+    @overload
+    def on(
+        self, event: Literal["refreshed"], callback: Callable[[Refreshed], object]
+    ) -> Callable[[], None]: ...
+    @overload
+    def on(
+        self, event: Literal["removed"], callback: Callable[[Removed], object]
+    ) -> Callable[[], None]: ...
+    @overload
+    def on(
+        self, event: Literal["invalidated"], callback: Callable[[Invalidated], object]
+    ) -> Callable[[], None]: ...
+    def on(self, event: str, callback: Callable[[Any], object]) -> Callable[[], None]:
         """Call *callback* with every *event* from now on; return the function that ends that.
 
         It runs in the thread whose operation caused the event, when that operation

@@ -19,18 +19,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import Context
 from inspect import iscoroutine, iscoroutinefunction
-from typing import Any, Final, Literal, Protocol, cast, final, get_args
+from typing import Any, Final, Protocol, cast, final
 
 from ._entries import Namespace
 from ._keys import PLAIN, DataKey, Key
 from .options import check_callable, check_choice
 from .outcomes import Invalidated, Loaded, LoadFailed, Refreshed, RemovalCause, Removed
 
-__all__ = ["EventName", "Events"]
+__all__ = ["EVENTS", "Events"]
 
 _log = logging.getLogger("async_safe_cache")
 
-EventName = Literal["loaded", "load_failed", "refreshed", "removed", "invalidated"]
+EVENTS: Final = ("loaded", "load_failed", "refreshed", "removed", "invalidated")
 
 MOST: Final = 10_000
 """Events of one thread that wait to be delivered; what comes then is dropped and counted."""
@@ -81,14 +81,14 @@ class Events:
         self._raw = raw
         # The tuples are replaced, never changed: a note keeps the one of its moment.
         # Bounded by the subscriptions.
-        self._listeners: dict[str, _Listeners] = dict.fromkeys(get_args(EventName), ())
+        self._listeners: dict[str, _Listeners] = dict.fromkeys(EVENTS, ())
         self._here = _Here()
         # Not in the stubs, but what threading.Condition asks every RLock.
         self._is_mine: Callable[[], bool] = cast("Any", store.lock)._is_owned
 
     def subscribe(self, event: str, callback: Callable[[Any], object]) -> Callable[[], None]:
         """Call *callback* with every record of *event* from now on; return what ends that."""
-        check_choice("event", event, tuple(self._listeners))
+        check_choice("event", event, EVENTS)
         check_callable("callback", callback, "a callable that takes the event")
         if iscoroutinefunction(callback) or iscoroutinefunction(type(callback).__call__):
             raise TypeError(

@@ -1121,8 +1121,8 @@ self._registry[key] = flight = Flight(key, name, loop)
         line="§5",
         what="A sweep frees one slice of what is due and leaves the rest for later.",
         file="_engine.py",
-        old="return self.store.free(now, limit, dropped) == limit",
-        new="return self.store.free(now, limit, dropped) > limit",
+        old="more = self.store.free(now, limit, dropped) == limit",
+        new="more = self.store.free(now, limit, dropped) > limit",
         found_by=("tests/test_sweeper.py::test_the_sweeper_frees_what_is_due",),
     ),
     Mutant(

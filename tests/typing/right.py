@@ -11,6 +11,7 @@ from async_safe_cache import (
     Key,
     LoadContext,
     Lookup,
+    RemovalCause,
     get_async_safe_cache,
     race_safe_cached,
 )
@@ -127,6 +128,9 @@ async def main() -> None:
     assert_type(found, Lookup[Any])
     if found.value is not MISSING:
         print(found.age)
+    cache.on("loaded", lambda event: print(event.seconds, event.stored))
+    cache.on("removed", lambda event: assert_type(event.cause, RemovalCause))
+    assert_type(cache.on("invalidated", print), Callable[[], None])
     shared = await get_async_safe_cache("shared", max_entries=5)
     async with shared:
         await shared.set("key", 1, ttl=timedelta(seconds=5))
