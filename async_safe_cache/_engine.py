@@ -161,6 +161,7 @@ class Engine:
             result = action(now, dropped, doomed)
         cancel(doomed)
         if self.store.events is not None:
+            del dropped  # its values are gone before anybody is told
             self.tell()
         return result
 
@@ -169,6 +170,7 @@ class Engine:
         dropped: list[object] = []
         with self._lock:
             self.catch_up(dropped)
+        del dropped
         self.tell()
 
     def tell(self) -> None:
@@ -389,6 +391,7 @@ class Engine:
             self.catch_up(dropped)
             self.recent.roll(now, self.stats)
             more = self.store.free(now, limit, dropped) == limit
+        del dropped
         self.tell()
         return more
 
@@ -398,6 +401,7 @@ class Engine:
         with self._lock:
             self.catch_up(dropped)
             more = self.store.free(-math.inf, limit, dropped) == limit
+        del dropped
         self.tell()
         return more
 

@@ -131,6 +131,7 @@ class Landing:
             waiting = self.flights.end(flight)
         wake(waiting, outcome, flight.loop)
         if events is not None:
+            del dropped  # its values are gone before anybody is told
             events.deliver()
         return outcome
 
@@ -193,6 +194,7 @@ class Landing:
         outcome = Outcome(None, failure, now)
         wake(waiting, outcome)
         if events is not None:
+            del dropped  # its values are gone before anybody is told
             events.deliver()
         return outcome
 
