@@ -1489,6 +1489,15 @@ self._registry[key] = flight = Flight(key, name, loop)
             "tests/test_decorator.py::test_an_instance_is_held_weakly_and_takes_its_entries_along",
         ),
     ),
+    Mutant(
+        name="events-without-bound",
+        line="§6",
+        what="Events that wait for a slow listener are kept without end.",
+        file="_events.py",
+        old="if len(pending) < MOST:",
+        new="if pending is not None:",
+        found_by=("tests/test_events.py::test_what_waits_is_bounded_and_what_is_dropped_counted",),
+    ),
     # -- §7 reasons
     Mutant(
         name="expired-victim-says-evicted",
@@ -1728,6 +1737,17 @@ with self._lock:
         new="        if False:\n\n            def postponed",
         found_by=(
             "tests/test_threads.py::test_a_write_of_a_finaliser_at_any_step_of_a_write_breaks_nothing",
+        ),
+    ),
+    Mutant(
+        name="listener-inside-a-write",
+        line="§8",
+        what="A listener is called in the middle of the write that a finaliser interrupted.",
+        file="_events.py",
+        old=" and not self._is_mine()",
+        new="",
+        found_by=(
+            "tests/test_events.py::test_a_callback_does_not_run_inside_a_write_of_its_thread",
         ),
     ),
     # -- §9 keys
@@ -2104,6 +2124,17 @@ oldest = next(iter(self._order), None)
         new="if self.state is",
         found_by=(
             "tests/test_fork.py::test_a_cache_whose_lock_cannot_be_had_starts_the_child_empty",
+        ),
+    ),
+    Mutant(
+        name="child-tells-of-its-parent",
+        line="§13",
+        what="A forked child tells its listeners what happened in its parent.",
+        file="_events.py",
+        old="self._here.pending.clear()",
+        new="pass",
+        found_by=(
+            "tests/test_events.py::test_a_child_is_told_nothing_of_the_parent_and_keeps_the_subscriptions",
         ),
     ),
     # -- §14 the end
