@@ -9,11 +9,21 @@ from .errors import (
     CacheClosedError,
     CacheError,
     LoadCancelledError,
+    LockDeadlockError,
+    ReadOnlySectionError,
     RecursiveLoadError,
     UnsupportedKeyError,
 )
 from .options import AlertThresholds, CacheOptions
-from .outcomes import MISSING, CacheStats, FunctionInfo, Lookup, MissReason, RemovalCause
+from .outcomes import (
+    MISSING,
+    CacheStats,
+    FunctionInfo,
+    LockGrant,
+    Lookup,
+    MissReason,
+    RemovalCause,
+)
 
 __all__ = [
     "MISSING",
@@ -27,8 +37,11 @@ __all__ = [
     "Key",
     "LoadCancelledError",
     "LoadContext",
+    "LockDeadlockError",
+    "LockGrant",
     "Lookup",
     "MissReason",
+    "ReadOnlySectionError",
     "RecursiveLoadError",
     "RemovalCause",
     "UnsupportedKeyError",
