@@ -33,7 +33,7 @@ import asyncio
 import itertools
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Generator, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
 from typing import Any, Final, final
@@ -113,7 +113,7 @@ class _Request:
         self,
         loop: Loop,
         task: "asyncio.Task[Any]",
-        shared: bool,  # noqa: FBT001
+        shared: bool,
         carried: "tuple[_Request, ...]",
     ) -> None:
         self.loop = loop
@@ -204,7 +204,7 @@ class Locks:
     # -- under the lock
 
     @contextmanager
-    def _changing(self) -> "Iterator[list[_Request]]":
+    def _changing(self) -> "Generator[list[_Request], None, None]":
         """Hold the lock; afterwards wake who was added to the list that this yields."""
         granted: list[_Request] = []
         try:
