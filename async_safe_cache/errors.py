@@ -9,6 +9,8 @@ __all__ = [
     "CacheClosedError",
     "CacheError",
     "LoadCancelledError",
+    "LockDeadlockError",
+    "ReadOnlySectionError",
     "RecursiveLoadError",
     "UnsupportedKeyError",
 ]
@@ -50,6 +52,41 @@ class LoadCancelledError(CacheError):
             f"the load of {name!r} was cancelled from inside, not by its callers: "
             "nothing was stored and the next call loads again; "
             "look for a cancelled inner task or an expired timeout in the loader"
+        )
+
+
+class LockDeadlockError(CacheError):
+    """A task would wait, directly or not, for a lock that it holds itself.
+
+    Attributes:
+        held: Whether it asked for a key that it holds already, or that the caller
+            of this load holds; else others and it would wait for each other.
+    """
+
+    def __init__(self, *, held: bool) -> None:
+        self.held = held
+        if held:
+            text = (
+                "this task holds a lock of that key already, or the caller that waits for "
+                "this load does, so the wait could never end; "
+                "ask for each key once, in the mode of the whole section, and not inside a load"
+            )
+        else:
+            text = (
+                "tasks that hold locks would wait for each other's and never end; "
+                "ask for all keys in one call, lock(a, b), in place of nested blocks, "
+                "or nest them in one order everywhere"
+            )
+        super().__init__(text)
+
+
+class ReadOnlySectionError(CacheError):
+    """A task writes inside a read section that it holds itself."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this task writes inside its own reading() section, which would be waiting for "
+            "itself: nothing was written; write after the section, or in a transaction"
         )
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "Invalidated",
     "LoadFailed",
     "Loaded",
+    "LockGrant",
     "Lookup",
     "MissReason",
     "Missing",
@@ -101,6 +102,21 @@ class Lookup(Generic[V_co]):
         if self.hit:
             return f"Lookup(hit, age={self.age}, ttl_left={self.ttl_left})"
         return f"Lookup(miss, reason={self.reason})"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LockGrant:
+    """What a lock gives to its holder.
+
+    Attributes:
+        token: Fencing token: grows with every grant of the cache. A store that remembers
+            the largest one it saw can refuse who comes late.
+        ttl: Seconds that the grant is good for; None: until the block ends.
+    """
+
+    token: int
+    ttl: float | None = None
 
 
 @final

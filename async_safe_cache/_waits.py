@@ -1,0 +1,41 @@
+"""What the two kinds of locks share: how long was waited, and who must not wait.
+
+A load never waits for a read section: callers wait for it, and one of them may hold
+the section. So what asks here is whether this code is part of a load that goes on.
+"""
+
+from typing import final
+
+from ._flights import current_flight
+
+__all__ = ["Waits", "part_of_a_load"]
+
+
+@final
+class Waits:
+    """How often and how long was waited for locks; whoever owns it guards it.
+
+    Attributes:
+        count: Waits that ended, in whatever way.
+        total: Seconds of all of them.
+        longest: Seconds of the longest one.
+    """
+
+    __slots__ = ("count", "longest", "total")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = 0.0
+        self.longest = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Locked. Count one wait."""
+        self.count += 1
+        self.total += seconds
+        self.longest = max(self.longest, seconds)
+
+
+def part_of_a_load() -> bool:
+    """Tell whether this code is part of a load that has not ended."""
+    flight = current_flight.get()
+    return flight is not None and not flight.done
