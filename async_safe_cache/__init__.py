@@ -5,6 +5,8 @@ from ._decorator import race_safe_cached
 from ._keys import Key, register_key_type
 from ._loader import LoadContext
 from ._registry import get_async_safe_cache
+from ._transaction import Transaction
+from ._view import View
 from .errors import (
     CacheClosedError,
     CacheError,
@@ -12,12 +14,15 @@ from .errors import (
     LockDeadlockError,
     ReadOnlySectionError,
     RecursiveLoadError,
+    ScopeError,
+    TransactionConflictError,
     UnsupportedKeyError,
 )
 from .options import AlertThresholds, CacheOptions
 from .outcomes import (
     MISSING,
     CacheStats,
+    Explanation,
     FunctionInfo,
     Invalidated,
     Loaded,
@@ -38,6 +43,7 @@ __all__ = [
     "CacheError",
     "CacheOptions",
     "CacheStats",
+    "Explanation",
     "FunctionInfo",
     "Invalidated",
     "Key",
@@ -54,7 +60,11 @@ __all__ = [
     "Refreshed",
     "RemovalCause",
     "Removed",
+    "ScopeError",
+    "Transaction",
+    "TransactionConflictError",
     "UnsupportedKeyError",
+    "View",
     "get_async_safe_cache",
     "race_safe_cached",
     "register_key_type",

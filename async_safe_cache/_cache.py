@@ -6,11 +6,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, cast, final, get_args, overload
+from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, final, get_args, overload
 
 from ._background import Background
 from ._closing import Closing, emptied
-from ._engine import Engine, State
+from ._engine import Engine, State, Write
 from ._entries import Counters, Entry, Namespace
 from ._events import Events
 from ._eviction import PolicyName
@@ -18,28 +18,40 @@ from ._fork import hold, inherit
 from ._function import CachedFunction, function_of
 from ._functions import Functions
 from ._health import report
-from ._keys import PLAIN, DataKey, Key, _registering, canonical
+from ._keys import DataKey, Key, _registering
 from ._loader import LoadContext, call_of
 from ._loads import Loads
+from ._locks import Holding, Locks
+from ._marks import Marks, Place
+from ._places import Places
 from ._protocols import Clock, Weigher
+from ._rwlock import Sections
 from ._store import Store
+from ._transaction import Transaction
+from ._update import Updates
+from ._view import View, lookup_of
+from ._waits import summary
 from .errors import CacheClosedError
 from .options import (
     UNSET,
     AlertThresholds,
     CacheOptions,
+    Dependencies,
     NegativeTtl,
+    Tags,
     Ttl,
     Unset,
     check_bound,
     check_callable,
     check_choice,
     check_seconds,
+    check_tags,
     check_ttl,
 )
 from .outcomes import (
     MISSING,
     CacheStats,
+    Explanation,
     FunctionInfo,
     Invalidated,
     Loaded,
@@ -63,10 +75,11 @@ K = TypeVar("K")
 SWEEP_SLICE: Final = 500
 """Entries that the sweeper frees between two turns of the loop: about 0.5 ms."""
 
+TAG_SLICE: Final = 500
+"""Entries that an invalidation of tags removes between two turns of the loop."""
+
 HEALTH_WORK: Final = 1_000
 """Expired entries and seconds that health looks at; the rest it counts as live."""
-
-_PLAIN: Final = PLAIN
 
 hold(_registering)  # or a child might find it locked for ever
 
@@ -95,6 +108,8 @@ class AsyncSafeCache:
         cancel_grace: Seconds.
         negative: Failures to remember.
         after_close: "error" or "call".
+        version: What values are stored under; a value of another version is a miss.
+        section_wait: Seconds that a write waits for read sections of its loop, at most.
 
     Raises:
         TypeError: An option is of a type that it cannot have.
@@ -118,6 +133,8 @@ class AsyncSafeCache:
         cancel_grace: float | timedelta = 5.0,
         negative: Mapping[type[Exception], NegativeTtl] | None = None,
         after_close: Literal["error", "call"] = "error",
+        version: str | int | None = None,
+        section_wait: float | timedelta = 0.1,
     ) -> None:
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"name must be a str, not {type(name).__name__}")
@@ -137,6 +154,7 @@ class AsyncSafeCache:
             cancel_grace=cancel_grace,
             negative=negative,
             after_close=after_close,
+            version=version,
         )
         store = Store(
             check_bound("max_entries", max_entries),
@@ -151,6 +169,11 @@ class AsyncSafeCache:
         raw = Counters()
         self._engine.counters[raw] = None
         self._raw = Namespace(store, name, raw)
+        self._raw.version = self._options.version
+        self._places = Places(name, store, self._raw)
+        self._sections = Sections(check_seconds("section_wait", section_wait, zero=True))
+        self._locks = Locks()
+        self._updates = Updates(self._engine, self._places, self._sections)
         self._events = Events(store, self._raw)
         self._functions = Functions(self._engine, self._closing)
         self._sweeper = Background(
@@ -228,10 +251,7 @@ class AsyncSafeCache:
         found = engine.read(space, data, now)
         if isinstance(found, MissReason):
             self._revive()
-            return Lookup(hit=False, value=MISSING, reason=found, age=None, ttl_left=None)
-        left = None if found.deadline == math.inf else found.deadline - now
-        age = max(0.0, now - found.born)
-        return Lookup(hit=True, value=found.value, reason=None, age=age, ttl_left=left)
+        return lookup_of(found, now)
 
     def peek(self, key: object, default: D | Missing = MISSING) -> Any | D | Missing:
         """Return the fresh value of *key*, or *default*: no statistics, no recency, no waiting.
@@ -260,14 +280,7 @@ class AsyncSafeCache:
             UnsupportedKeyError: A key cannot be one.
             CacheClosedError: The cache is closed.
         """
-        places: dict[K, tuple[Namespace, DataKey]] = {}
-        for key in keys:
-            space, data, _ = self._place(key)
-            if places.setdefault(key, (space, data)) != (space, data):
-                raise ValueError(
-                    "get_many got two keys that Python holds equal and the cache tells apart, "
-                    "such as 1 and True: ask for them in two calls"
-                )
+        places: dict[K, Place] = self._places.several(keys)
         found = self._engine.read_many(places.values(), self._engine.clock())
         return {
             key: entry.value for key, entry in zip(places, found, strict=True) if entry is not None
@@ -284,6 +297,9 @@ class AsyncSafeCache:
         on_abandon: Literal["cancel", "finish"] | Unset = ...,
         cancel_grace: float | timedelta | Unset = ...,
         negative: Mapping[type[Exception], NegativeTtl] | None | Unset = ...,
+        tags: Tags | Unset = ...,
+        depends_on: Dependencies | Unset = ...,
+        version: str | int | None | Unset = ...,
     ) -> V: ...
     @overload
     async def get_or_load(
@@ -296,6 +312,9 @@ class AsyncSafeCache:
         on_abandon: Literal["cancel", "finish"] | Unset = ...,
         cancel_grace: float | timedelta | Unset = ...,
         negative: Mapping[type[Exception], NegativeTtl] | None | Unset = ...,
+        tags: Tags | Unset = ...,
+        depends_on: Dependencies | Unset = ...,
+        version: str | int | None | Unset = ...,
     ) -> V: ...
     async def get_or_load(
         self,
@@ -307,6 +326,9 @@ class AsyncSafeCache:
         on_abandon: Literal["cancel", "finish"] | Unset = UNSET,
         cancel_grace: float | timedelta | Unset = UNSET,
         negative: Mapping[type[Exception], NegativeTtl] | None | Unset = UNSET,
+        tags: Tags | Unset = UNSET,
+        depends_on: Dependencies | Unset = UNSET,
+        version: str | int | None | Unset = UNSET,
     ) -> Any:
         """Return the fresh value of *key*, loading it once for all who ask.
 
@@ -319,6 +341,9 @@ class AsyncSafeCache:
             on_abandon: "cancel" or "finish" the load when nobody waits any more.
             cancel_grace: Seconds to wait for the clean-up of a cancelled load.
             negative: Failures to remember.
+            tags: Of the value; the loader may add more, by its `LoadContext`.
+            depends_on: Keys and calls whose change invalidates the value.
+            version: A value stored under another version is loaded again.
 
         Returns:
             The very object that is stored: copy it before you change it.
@@ -334,40 +359,162 @@ class AsyncSafeCache:
 
         Complexity: O(1) plus the load.
         """
-        call = call_of(loader, key)
+        call, context = call_of(loader, key)
         options = self._options.but(
             ttl=ttl,
             jitter=jitter,
             on_abandon=on_abandon,
             cancel_grace=cancel_grace,
             negative=negative,
+            tags=tags,
+            depends_on=depends_on,
+            version=version,
         )
         space, data, kind = self._place(key)
+        added = None if context is None else context.tags
+        marks = self._places.marks(options, (space, data), added=added)
         self._sweeper.revive()
-        return await self._loads.load(space, data, kind, call, (), options)
+        return await self._loads.load(space, data, kind, call, (), options, marks)
 
     # -- writing
 
     async def set(
-        self, key: object, value: object, *, ttl: Ttl | Unset = UNSET, jitter: float | Unset = UNSET
+        self,
+        key: object,
+        value: object,
+        *,
+        ttl: Ttl | Unset = UNSET,
+        jitter: float | Unset = UNSET,
+        tags: Tags = (),
+        depends_on: Dependencies = (),
     ) -> None:
         """Store *value*; a load of *key* that runs now will not overwrite it.
 
         A value larger than max_memory_bytes is counted and not stored, and the
         older value of *key* is removed.
 
+        Args:
+            key: An accepted raw key, or a `Key` of a call.
+            value: Any object that can be used more than once.
+            ttl: Seconds (or timedelta) from now; None: for ever.
+            jitter: Shortens ttl by up to this fraction.
+            tags: Names to invalidate it by, together with others.
+            depends_on: Keys and calls whose change invalidates it.
+
         Raises:
             TypeError: *value* is an awaitable, a generator or an iterator.
-            ValueError: *ttl* is not above 0.
+            ValueError: *ttl* is not above 0, or *key* depends on itself.
+            ReadOnlySectionError: This task is inside `reading()`.
             UnsupportedKeyError: *key* cannot be a key.
             CacheClosedError: The cache is closed.
             Exception: Whatever the weigher raised; nothing was changed.
 
         Complexity: O(1) amortised, plus weighing and what is evicted.
         """
-        options = self._options.but(ttl=ttl, jitter=jitter)
+        options = self._options.but(ttl=ttl, jitter=jitter, tags=tags, depends_on=depends_on)
         space, data, kind = self._place(key)
-        self._engine.put(space, data, kind, value, self._engine.shortened(options))
+        marks = self._places.marks(options, (space, data))
+        ttl_now = self._engine.shortened(options)
+        write = self._engine.stage("set()", data, kind, value, ttl_now, marks)
+        async with self._sections.writing():
+            self._engine.put(space, data, write)
+
+    async def set_many(
+        self,
+        values: Mapping[Any, object],
+        *,
+        ttl: Ttl | Unset = UNSET,
+        jitter: float | Unset = UNSET,
+        tags: Tags = (),
+        depends_on: Dependencies = (),
+    ) -> None:
+        """Store all of *values* in one step: no reader sees some new and some old.
+
+        Args:
+            values: By key, as for `set`.
+            ttl: Seconds (or timedelta) from now, of each; None: for ever.
+            jitter: Shortens ttl by up to this fraction, each by its own chance.
+            tags: Of each of them.
+            depends_on: Of each of them.
+
+        Raises:
+            TypeError: *values* is no mapping, or a value can be used only once.
+            ValueError: *ttl* is not above 0, or a key depends on itself.
+            ReadOnlySectionError: This task is inside `reading()`.
+            UnsupportedKeyError: A key cannot be one.
+            CacheClosedError: The cache is closed.
+            Exception: Whatever the weigher raised. Nothing was changed, whatever failed.
+        """
+        if not isinstance(values, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"values must be a mapping of keys, not {type(values).__name__}")
+        engine = self._engine
+        options = self._options.but(ttl=ttl, jitter=jitter, tags=tags, depends_on=depends_on)
+        writes: dict[Place, Write | None] = {}
+        for key, value in values.items():
+            space, data, kind = self._place(key)
+            marks = self._places.marks(options, (space, data))
+            writes[space, data] = engine.stage(
+                "set_many()", data, kind, value, engine.shortened(options), marks
+            )
+        async with self._sections.writing():
+            engine.commit(writes, (), None)
+
+    async def update(
+        self,
+        key: object,
+        fn: Callable[[Any], Any],
+        *,
+        default: object = MISSING,
+        ttl: Ttl | Unset = UNSET,
+        tags: Tags | Unset = UNSET,
+        depends_on: Dependencies | Unset = UNSET,
+    ) -> Any:
+        """Replace the value of *key* by fn(value) and return that; no update is ever lost.
+
+        When somebody else changed the value while *fn* ran, *fn* is called again with
+        the newer one: it should do nothing but compute.
+
+        Args:
+            key: An accepted raw key, or a `Key` of a call.
+            fn: Takes the value and returns the new one, or `MISSING` to remove it;
+                plain or async. Must not write *key* itself.
+            default: What *fn* is given when there is no fresh value.
+            ttl: Seconds (or timedelta) from now; not given: the deadline stays as it is.
+            tags: Of the new value; not given, like depends_on: those of the old one.
+            depends_on: Keys and calls whose change invalidates the new value.
+
+        Raises:
+            TypeError: *fn* is not callable, or its result can be used only once.
+            TransactionConflictError: *fn* itself writes *key*, each time.
+            LockDeadlockError: *fn* itself updates *key*.
+            ReadOnlySectionError: This task is inside `reading()`.
+            UnsupportedKeyError: *key* cannot be a key.
+            CacheClosedError: The cache is closed.
+            Exception: Whatever *fn* raised; nothing was changed.
+        """
+        check_callable("fn", fn, "a callable that takes the value and returns the new one")
+        self._sections.refuse()
+        given = {"ttl": ttl, "tags": tags, "depends_on": depends_on}
+        return await self._updates.update(key, fn, default, given, self._options)
+
+    async def increment(self, key: object, by: float = 1) -> Any:
+        """Add *by* to the number at *key* and return the sum; an absent one counts as 0.
+
+        Raises:
+            TypeError: *by*, or the value, is no number.
+            ReadOnlySectionError: This task is inside `reading()`.
+            UnsupportedKeyError: *key* cannot be a key.
+            CacheClosedError: The cache is closed.
+        """
+        if isinstance(by, bool) or not isinstance(by, (int, float)):
+            raise TypeError(f"by must be a number, not {type(by).__name__}")
+
+        def plus(value: Any) -> Any:
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"increment() needs a number, not {type(value).__name__}")
+            return value + by
+
+        return await self.update(key, plus, default=0)
 
     async def delete(self, *keys: object) -> int:
         """Remove *keys*; return how many held a fresh value.
@@ -378,7 +525,9 @@ class AsyncSafeCache:
             UnsupportedKeyError: A key cannot be one; nothing was removed.
             CacheClosedError: The cache is closed.
         """
-        return self._remove(keys, RemovalCause.DELETED)
+        places = self._admitted(keys)
+        async with self._sections.writing():
+            return self._engine.remove(places, RemovalCause.DELETED)
 
     async def expire(self, *keys: object) -> int:
         """Make *keys* expired now; return how many were fresh. Fences loads, as `delete` does.
@@ -387,7 +536,40 @@ class AsyncSafeCache:
             UnsupportedKeyError: A key cannot be one; nothing was changed.
             CacheClosedError: The cache is closed.
         """
-        return self._remove(keys, RemovalCause.EXPIRED)
+        places = self._admitted(keys)
+        async with self._sections.writing():
+            return self._engine.remove(places, RemovalCause.EXPIRED)
+
+    async def invalidate_tags(self, *tags: str) -> int:
+        """Remove everything that has one of *tags*; return how many fresh values that were.
+
+        Complete when it returns: also loads that run now and turn out to have one of
+        them are not stored. What is stored with one of them by a load or a `set` that
+        began later, stays. Many entries are removed in slices.
+
+        Raises:
+            TypeError: A tag is no str.
+            ValueError: A tag is empty or too long.
+            ReadOnlySectionError: This task is inside `reading()`.
+            CacheClosedError: The cache is closed.
+
+        Complexity: O(entries with one of the tags + loads running now).
+        """
+        named = check_tags("tags", tags)
+        self._engine.admit()
+        if not named:
+            return 0
+        async with self._sections.writing():
+            removed, more = self._engine.invalidate_tags(named, TAG_SLICE)
+        try:
+            while more:
+                await asyncio.sleep(0)
+                count, more = self._engine.invalidate_tags((), TAG_SLICE)
+                removed += count
+        finally:
+            if more:  # cancelled: what has begun is finished, at the price of a stall
+                self._engine.invalidate_tags((), math.inf)
+        return removed
 
     async def touch(self, key: object, ttl: Ttl) -> bool:
         """Give a fresh value a new ttl from now; False if there is none.
@@ -399,7 +581,8 @@ class AsyncSafeCache:
         """
         seconds = check_ttl("ttl", ttl)
         space, data, _ = self._place(key)
-        return self._engine.retime(space, data, seconds)
+        async with self._sections.writing():
+            return self._engine.retime(space, data, seconds)
 
     async def clear(self) -> None:
         """Remove everything. Loads that run answer their waiters and store nothing.
@@ -410,7 +593,70 @@ class AsyncSafeCache:
             CacheClosedError: The cache is closed.
         """
         self._engine.admit()
-        await emptied(self._engine.clear(), self._engine.bury)
+        async with self._sections.writing():
+            wreck = self._engine.clear()
+        await emptied(wreck, self._engine.bury)
+
+    # -- many keys as one
+
+    def transaction(self, *, on_conflict: Literal["last", "raise"] = "last") -> Transaction:
+        """Return a block of writes that become visible together, or not at all.
+
+            async with cache.transaction() as tx:
+                tx.set("a", 1)
+                tx.delete("b")
+
+        Args:
+            on_conflict: What happens when something that the block has read was changed
+                by somebody else before it ends: the "last" commit wins, or "raise".
+
+        Raises:
+            TransactionConflictError: By the end of the block; nothing was applied.
+            ReadOnlySectionError: This task is inside `reading()`.
+            CacheClosedError: The cache is closed.
+        """
+        watching = check_choice("on_conflict", on_conflict, ("last", "raise")) == "raise"
+        return Transaction(
+            self._engine, self._places, self._sections, self._options, watching=watching
+        )
+
+    def reading(self) -> View:
+        """Return a block of reads that sees the cache of one moment.
+
+            async with cache.reading() as view:
+                await view.get("a"), await view.get("b")
+
+        What was written or removed after it opened is a miss in it: it may see a miss,
+        never a mix. Tasks of this loop that write wait for the block, `section_wait`
+        seconds at most; loads, other threads and synchronous calls never do. Writing in
+        it raises ReadOnlySectionError. Loads and decorated calls are no part of it.
+
+        Raises:
+            CacheClosedError: The cache is closed.
+        """
+        return View(self._engine, self._places, self._sections.reading())
+
+    def lock(self, *keys: object, mode: Literal["writer", "reader"] = "writer") -> Holding:
+        """Return an exclusive section of your own, per key, in this process.
+
+            async with cache.lock("user:7"):
+                ...  # update the database and the cache together
+
+        Reads, writes and loads of the cache do not ask for it. Serves all loops and
+        threads; first come, first served; several keys are one request, so two blocks
+        of this kind cannot wait for each other.
+
+        Args:
+            keys: Raw keys or `Key`s.
+            mode: "reader" shares the section with other readers.
+
+        Raises:
+            ValueError: No key is given, or *mode* is neither.
+            LockDeadlockError: On entering: this block could never be granted.
+            UnsupportedKeyError: A key cannot be one.
+        """
+        shared = check_choice("mode", mode, ("writer", "reader")) == "reader"
+        return self._locks.holding([self._place(key)[:2] for key in keys], shared=shared)
 
     # -- decorated functions
 
@@ -430,7 +676,8 @@ class AsyncSafeCache:
         self._engine.admit()
         function, values = self._bound(fn, args, kwargs)
         space, data, _ = function.address(values)
-        return self._engine.remove([(space, data)], RemovalCause.DELETED) > 0
+        async with self._sections.writing():
+            return self._engine.remove([(space, data)], RemovalCause.DELETED) > 0
 
     @overload
     async def refresh(
@@ -463,6 +710,7 @@ class AsyncSafeCache:
             function.invoke,
             (values,),
             function.options,
+            self._marks_of(function, values, (space, data)),
             refresh=True,
             in_thread=not function.is_async,
         )
@@ -476,6 +724,15 @@ class AsyncSafeCache:
         """
         function, values = self._bound(fn, args, kwargs)
         return Key(*function.address(values), function.name)
+
+    async def explain(self, key: object) -> Explanation:
+        """Return everything known about *key*, for people: print it. Counts as no call.
+
+        Raises:
+            UnsupportedKeyError: *key* cannot be a key.
+        """
+        space, data, _ = self._place(key)
+        return self._engine.explain(space, data)
 
     def info(self, fn: Callable[..., Any]) -> FunctionInfo:
         """Return the counters of one decorated function. O(loads running now + instances).
@@ -546,6 +803,7 @@ class AsyncSafeCache:
                 response_time=engine.recent.response_time(now, stats),
                 listener_errors=self._events.errors,
                 events_dropped=self._events.dropped,
+                lock_waits=summary([self._sections.waits, self._locks.waits]),
                 background={self._sweeper.name: self._sweeper.report(now)},
                 thresholds=self._thresholds,
             )
@@ -601,6 +859,8 @@ class AsyncSafeCache:
             AssertionError: An invariant is broken: a bug of this library.
         """
         self._engine.check()
+        self._locks.check()
+        self._updates.locks.check()
 
     # -- its life
 
@@ -652,16 +912,20 @@ class AsyncSafeCache:
     # -- inside
 
     def _place(self, key: object) -> tuple[Namespace, DataKey, object]:
-        """Return where *key* is stored: namespace, data key, kind."""
-        cls = type(key)
-        if cls is Key:
-            known = cast("Key", key)
-            space = known.space
-            if not isinstance(space, Namespace) or space.store is not self._engine.store:
-                raise ValueError(f"{known!r} belongs to another cache than {self._name!r}")
-            return space, known.data, known.kind
-        data = canonical(key, "key", raw=True)
-        return self._raw, data, cls if cls in _PLAIN else None
+        return self._places.of(key)
+
+    def _admitted(self, keys: tuple[object, ...]) -> list[Place]:
+        self._engine.admit()
+        return [self._place(key)[:2] for key in keys]
+
+    def _marks_of(
+        self, function: CachedFunction, values: tuple[Any, ...], place: Place
+    ) -> Marks | None:
+        """Return what is stored besides the value of one call of *function*."""
+        options = function.options
+        if not (options.tags or options.depends_on):
+            return None
+        return self._places.marks(options, place, lambda option: function.compute(option, values))
 
     def _revive(self) -> None:
         """Start the sweeper again if its loop died."""
@@ -671,16 +935,15 @@ class AsyncSafeCache:
         """Let go, in a forked child, of what belongs to the parent's threads and loops."""
         flights = self._engine.leave_behind(torn=torn)
         self._events.forget()
+        self._sections.forget()
+        self._locks.forget()
+        self._updates.locks.forget()
         functions = self._functions
         for named in (*functions._names.values(), functions._replaced):
             for wrapper in (reference() for reference in named.values()):
                 if wrapper is not None:
                     function_of(wrapper)[0].forgotten = (0, 0)
         return [*flights, *self._sweeper.leave_behind()]
-
-    def _remove(self, keys: tuple[object, ...], cause: RemovalCause) -> int:
-        self._engine.admit()
-        return self._engine.remove([self._place(key)[:2] for key in keys], cause)
 
     def _function(self, fn: object) -> tuple[CachedFunction, tuple[object, ...]]:
         function, instance = function_of(fn)

@@ -17,7 +17,7 @@ from ._function import ATTRIBUTE, CachedFunction
 from ._keys import Key
 from ._registry import default_cache
 from ._wrapper import Compiled, compile_wrapper, parameters
-from .options import UNSET, NegativeTtl, Ttl, Unset
+from .options import UNSET, Dependencies, NegativeTtl, Tags, Ttl, Unset
 from .outcomes import RemovalCause
 
 __all__ = ["race_safe_cached"]
@@ -41,6 +41,9 @@ def race_safe_cached(
     key: Callable[..., object] | None = ...,
     method: bool | None = ...,
     after_close: Literal["error", "call"] | Unset = ...,
+    tags: Tags | Callable[..., Tags] | Unset = ...,
+    depends_on: Dependencies | Unset = ...,
+    version: str | int | None | Unset = ...,
 ) -> Callable[[F], F]: ...
 def race_safe_cached(
     target: Callable[..., Any] | AsyncSafeCache | None = None,
@@ -55,6 +58,9 @@ def race_safe_cached(
     key: Callable[..., object] | None = None,
     method: bool | None = None,
     after_close: Literal["error", "call"] | Unset = UNSET,
+    tags: Tags | Callable[..., Tags] | Unset = UNSET,
+    depends_on: Dependencies | Unset = UNSET,
+    version: str | int | None | Unset = UNSET,
 ) -> Any:
     """Cache the results of a function; equal calls at one time share one load.
 
@@ -75,6 +81,12 @@ def race_safe_cached(
         method: Whether the first parameter is an instance; default: defined in
             a class body with self or cls as its first parameter.
         after_close: "error" or "call" the original once the cache is closed.
+        tags: Names to invalidate values by, together with others: str, a sequence of
+            them, or a callable of the call's arguments that returns these.
+        depends_on: Keys and calls whose change invalidates a value: a key, a call as
+            (function, *arguments), a list of these, or a callable of the call's
+            arguments that returns these.
+        version: A value stored under another version is a miss.
 
     Returns:
         The function with the attributes of functools and async-lru: cache_info,
@@ -95,6 +107,9 @@ def race_safe_cached(
         "cancel_grace": cancel_grace,
         "negative": negative,
         "after_close": after_close,
+        "tags": tags,
+        "depends_on": depends_on,
+        "version": version,
     }
     if target is None or isinstance(target, AsyncSafeCache):
         cache = default_cache() if target is None else target
@@ -182,6 +197,7 @@ def _decorate(
         method=function.is_method,
         fast=key is None,
         timed=function.timed,
+        linked=function.space.linked,
         policy=cache._engine.store.policy,
         builtins=cache._engine.store.names,
         names={
@@ -194,6 +210,7 @@ def _decorate(
     function.bind = compiled.bind
     function.counters.fast_hits = compiled.hits
     function.invoke = partial(compiled.invoke, fn)
+    function.compute = compiled.invoke
     if key is not None:
         function.key_function = partial(compiled.invoke, key)
     wrapper = functools.wraps(fn)(compiled.wrapper)
@@ -213,7 +230,8 @@ def _is_method(fn: Any, names: tuple[str, ...]) -> bool:
 def _miss_async(cache: AsyncSafeCache, function: CachedFunction) -> Callable[..., Any]:
     load, sweeper, address = cache._loads.load, cache._sweeper, function.address
     space_of_all, options = function.space, function.options
-    simple = function.simple and len(function.parameters) == 1
+    marked = bool(options.tags or options.depends_on)
+    simple = function.simple and len(function.parameters) == 1 and not marked
 
     def miss(values: tuple[Any, ...]) -> Any:
         if sweeper.wanted:
@@ -223,6 +241,10 @@ def _miss_async(cache: AsyncSafeCache, function: CachedFunction) -> Callable[...
             kind: object = type(key)  # pyright: ignore[reportUnknownVariableType]
             if kind is str or kind is int:
                 return load(space_of_all, key, kind, function.invoke, (values,), options)
+        if marked:
+            space, data, known = address(values)
+            marks = cache._marks_of(function, values, (space, data))
+            return load(space, data, known, function.invoke, (values,), options, marks)
         return load(*address(values), function.invoke, (values,), options)
 
     return miss if options.after_close == "error" else _unless_closed(cache, function, miss)
@@ -234,7 +256,8 @@ def _miss_here(cache: AsyncSafeCache, function: CachedFunction) -> Callable[...,
 
     def miss(values: tuple[Any, ...]) -> Any:
         space, key, kind = address(values)
-        return load_here(space, key, kind, function.invoke, (values,), options)
+        marks = cache._marks_of(function, values, (space, key))
+        return load_here(space, key, kind, function.invoke, (values,), options, marks)
 
     return miss if options.after_close == "error" else _unless_closed(cache, function, miss)
 
@@ -271,6 +294,7 @@ def _add_attributes(
 
     def cache_clear() -> None:
         """Remove every entry of this function, and count its info from 0 again."""
+        cache._sections.refuse()
         engine.remove_spaces(function.spaces, RemovalCause.CLEARED)
         function.forget_info()
 
@@ -286,6 +310,7 @@ def _add_attributes(
 
     def cache_invalidate(*args: Any, **kwargs: Any) -> bool:
         """Remove the value of one call and fence its load; tell whether there was one."""
+        cache._sections.refuse()
         space, data, _ = place(*args, **kwargs)
         return engine.remove([(space, data)], RemovalCause.DELETED) > 0
 

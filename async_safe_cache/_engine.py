@@ -16,30 +16,36 @@ import math
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from enum import Enum, auto
 from inspect import iscoroutine
-from typing import Any, Final, cast, final
+from typing import Any, Final, NamedTuple, cast, final
 from weakref import ref
 
 from ._dead_loops import Guards
-from ._entries import Counters, Entry, Namespace
+from ._entries import Counters, Entry, Facts, Namespace
 from ._flights import Failure, Flight, Flights, current_flight
 from ._health import Recent
 from ._keys import DataKey
+from ._links import Link
+from ._marks import Marks, Place
 from ._protocols import Clock, Weigher
 from ._store import ENTRY_OVERHEAD, Store
 from ._weight import weigh, weigh_key
 from .errors import CacheClosedError
 from .options import CacheOptions
-from .outcomes import CacheStats, MissReason, RemovalCause
+from .outcomes import CacheStats, Explanation, MissReason, RemovalCause
 
 __all__ = ["Engine", "State", "bypass", "cancel", "check_value", "one_shot"]
 
 _log = logging.getLogger("async_safe_cache")
 
 _engines: Final["set[ref[Engine]]"] = set()  # bounded by the live caches
+
+
+MOST_ERRORS: Final = 256
+"""Keys of which the last load error is remembered, for `explain`."""
 
 
 class State(Enum):
@@ -84,6 +90,33 @@ def check_value(source: str, name: str, value: object) -> None:
     )
 
 
+class Write(NamedTuple):
+    """One staged write, checked and weighed; with *marks* None to be nothing but removed."""
+
+    kind: object
+    value: object
+    weight: int
+    ttl: float | None
+    marks: Marks | None
+
+
+@final
+class Journal:
+    """Which of the places that its owner has looked at were changed since by somebody else.
+
+    Attributes:
+        watched: What it looked at; bounded by its reads.
+        changed: Whether any of it was written, or invalidated. Expiry and eviction are
+            no change: what was read is still what was written last.
+    """
+
+    __slots__ = ("__weakref__", "changed", "watched")
+
+    def __init__(self) -> None:
+        self.watched: set[Place] = set()
+        self.changed = False
+
+
 @final
 class Engine:
     """Loads, reads and writes of one cache; bound to no loop."""
@@ -97,7 +130,10 @@ class Engine:
     ) -> None:
         self.name = name
         self.store = store
-        self.flights = Flights()
+        self.flights = Flights(self._unlink)
+        self.inconsistent_reads = 0
+        self.load_errors: dict[Place, str] = {}  # the last MOST_ERRORS
+        self.journals: set[ref[Journal]] = set()  # bounded by the open transactions
         self.clock = clock
         self.weigher = weigher
         self.state = State.OPEN
@@ -159,6 +195,8 @@ class Engine:
             self.catch_up(dropped)
             self.recent.roll(now, self.stats)
             result = action(now, dropped, doomed)
+            if self.store.links.nodes:
+                self.trim(now, dropped, doomed)
         cancel(doomed)
         if self.store.events is not None:
             del dropped  # its values are gone before anybody is told
@@ -221,6 +259,17 @@ class Engine:
         self.misses_by_reason[reason] += 1
         return reason
 
+    def miss_unfit(self, space: Namespace, reason: MissReason) -> MissReason:
+        """Locked. Count one miss of a fresh entry that may not be served.
+
+        An entry older than what it depends on should have been removed: that one is
+        still here is a fault of this library, which health shows.
+        """
+        space.counters.misses += 1
+        self.misses_by_reason[reason] += 1
+        self.inconsistent_reads += reason is MissReason.DELETED
+        return reason
+
     def shortened(self, options: CacheOptions) -> float | None:
         """Return the ttl of one entry, shortened by chance."""
         ttl = options.ttl
@@ -255,7 +304,16 @@ class Engine:
         entry = space.data.get(key)
         if entry is None or entry.deadline <= now or type(entry.value) is Failure:
             return None
+        if type(entry.facts) is Facts and self.unfit(entry, space.version) is not None:
+            return None
         return entry
+
+    def unfit(self, entry: Entry, version: object) -> MissReason | None:
+        """Return why a fresh *entry* is not for who reads under *version*; None: it is."""
+        if version is not None and entry.version != version:
+            return MissReason.VERSION_MISMATCH
+        link = entry.link
+        return None if link is None or link.current() else MissReason.DELETED
 
     def look(self, space: Namespace, key: DataKey, now: float) -> Entry | None:
         """Return the fresh entry of *key*; no recency, no statistics.
@@ -288,6 +346,10 @@ class Engine:
         entry = self.store.find(space, key, now)
         if entry is None:
             return self.miss(space, key)
+        if type(entry.facts) is Facts:
+            reason = self.unfit(entry, space.version)
+            if reason is not None:
+                return self.miss_unfit(space, reason)
         if type(entry.value) is Failure:
             # A remembered failure is no value: only a load may raise it.
             space.counters.misses += 1
@@ -295,6 +357,54 @@ class Engine:
             return MissReason.ABSENT
         space.counters.other_hits += 1
         return entry
+
+    def explain(self, space: Namespace, key: DataKey) -> Explanation:
+        """Return everything known about *key*; no statistics, no recency."""
+        now = self.moment()
+        with self._lock:
+            entry = space.data.get(key)
+            fresh = None if entry is None or entry.deadline <= now else entry
+            reason: MissReason | None
+            if fresh is None:
+                reason = self.store.reason(space, key)
+            else:
+                failed = type(fresh.value) is Failure
+                reason = MissReason.ABSENT if failed else self.unfit(fresh, space.version)
+            left = None if fresh is None or fresh.deadline == math.inf else fresh.deadline - now
+            link = None if fresh is None else fresh.link
+            node = self.store.links.nodes.get((space, key))
+            flight = self.flights.registered_at((space, key))
+            self.store.observe()  # whatever is written from here on has a greater generation
+            failure = None if fresh is None or type(fresh.value) is not Failure else fresh.value
+            return Explanation(
+                name=space.name,
+                hit=reason is None,
+                reason=reason,
+                age=None if fresh is None else max(0.0, now - fresh.born),
+                ttl_left=left,
+                weight=None if fresh is None else fresh.weight,
+                tags=() if fresh is None else fresh.tags,
+                depends_on=0 if link is None else len(link.sources),
+                dependents=0 if node is None else len(node.dependents),
+                generation=None if fresh is None else fresh.generation,
+                version=space.version if fresh is None else fresh.version,
+                remembered_failure=None if failure is None else type(failure.error).__name__,
+                last_removal=self.store.last_removal(space, key),
+                last_load_error=self.load_errors.get((space, key)),
+                in_flight=None
+                if flight is None
+                else "cancelling"
+                if flight.cancelling
+                else "running",
+                waiters=0 if flight is None else len(flight.waiters),
+            )
+
+    def failed(self, place: Place, error: BaseException) -> None:
+        """Locked. Remember, by its type, why the last load of *place* failed."""
+        self.load_errors.pop(place, None)
+        self.load_errors[place] = type(error).__name__
+        if len(self.load_errors) > MOST_ERRORS:
+            del self.load_errors[next(iter(self.load_errors))]
 
     def read_many(
         self, places: Iterable[tuple[Namespace, DataKey]], now: float
@@ -305,21 +415,269 @@ class Engine:
             found = [self._read_locked(space, key, now) for space, key in places]
         return [entry if isinstance(entry, Entry) else None for entry in found]
 
+    def read_as_of(
+        self, places: Iterable[Place], now: float, generation: int
+    ) -> list[Entry | MissReason]:
+        """Return those of the fresh entries of one moment that are not younger than *generation*.
+
+        One counted call each. A younger one is a miss, as if it were not there.
+        """
+        found: list[Entry | MissReason] = []
+        with self._lock:
+            self.admit()
+            for space, key in places:
+                entry = space.data.get(key)
+                if entry is not None and entry.generation > generation and entry.deadline > now:
+                    self.recent.roll(now, self.stats)
+                    space.counters.misses += 1
+                    self.misses_by_reason[MissReason.ABSENT] += 1
+                    found.append(MissReason.ABSENT)
+                else:
+                    found.append(self._read_locked(space, key, now))
+        return found
+
+    def observe(self) -> int:
+        """Return the generation of what is stored at this moment."""
+        with self._lock:
+            return self.store.observe()
+
     # -- writing
 
-    def put(
-        self, space: Namespace, key: DataKey, kind: object, value: object, ttl: float | None
-    ) -> None:
-        """Store *value* and fence the load of its key."""
-        check_value("set()", self.name, value)
+    def stage(
+        self, source: str, key: DataKey, kind: object, value: object, ttl: float | None,
+        marks: Marks | None,
+    ) -> Write:  # fmt: skip
+        """Check and weigh a value that is to be written; runs the user's weigher."""
+        check_value(source, self.name, value)
         weight = self.measure(key, value)
+        if marks is not None:
+            weight += marks.weight()
+        return Write(kind, value, weight, ttl, marks)
+
+    def put(self, space: Namespace, key: DataKey, write: Write) -> None:
+        """Store a value and fence the load of its key."""
 
         def action(now: float, dropped: list[object], doomed: list[Flight]) -> int:
             self.admit()
             self._fence(space, key, doomed)
-            return self.store.put(space, key, kind, value, weight, ttl, now, dropped)
+            self._change(((space, key),), now, dropped, doomed)
+            self._publish(space, key, write, now, dropped)
+            return 0
 
         self.write(action)
+
+    def swap(
+        self, space: Namespace, key: DataKey, before: Entry | None, write: Write | None
+    ) -> bool:
+        """Write, or with None remove, if the fresh entry is still *before*; tell whether it was.
+
+        Of a write without a ttl of its own the deadline, of one without marks the
+        facts of *before* remain.
+        """
+
+        def action(now: float, dropped: list[object], doomed: list[Flight]) -> int:
+            self.admit()
+            if self.peek(space, key, now) is not before:
+                return False
+            self._fence(space, key, doomed)
+            if write is None:
+                self.store.remove(space, key, RemovalCause.DELETED, now, dropped)
+            self._change(((space, key),), now, dropped, doomed)
+            if write is not None:
+                self._publish(space, key, write, now, dropped)
+            return True
+
+        return bool(self.write(action))
+
+    def commit(
+        self, writes: Mapping[Place, Write | None], tags: Collection[str], journal: Journal | None
+    ) -> bool:
+        """Apply all of it in one step; False, and nothing, if *journal* knows of a change.
+
+        Every old value is retired before any new one is published: who sees, without
+        the lock, one new value can see no old one any more.
+        """
+
+        def action(now: float, dropped: list[object], doomed: list[Flight]) -> int:
+            self.admit()
+            if journal is not None:
+                self.journals.discard(ref(journal))
+                if journal.changed:
+                    return False
+            for (space, key), write in writes.items():
+                fenced = self._fence(space, key, doomed)
+                if write is not None:
+                    self.store.retire(space, key, now, dropped)
+                else:
+                    cause = RemovalCause.DELETED
+                    self.store.remove(space, key, cause, now, dropped, fenced=fenced)
+            if tags:
+                self._condemn(tags, now, dropped, doomed)
+                self._remove_tagged(math.inf, now, dropped, doomed)
+            self._change(writes, now, dropped, doomed)
+            for (space, key), write in writes.items():
+                if write is not None:
+                    self._publish(space, key, write, now, dropped)
+            return True
+
+        return bool(self.write(action))
+
+    def _publish(
+        self, space: Namespace, key: DataKey, write: Write, now: float, dropped: list[object]
+    ) -> None:
+        """Locked. Store what was staged."""
+        kind, value, weight, ttl, marks = write
+        facts = None if marks is None else self._facts(marks, space, key)
+        self.store.put(space, key, kind, value, weight, ttl, now, dropped, facts)
+        self._note(space, key)
+
+    def _facts(self, marks: Marks, space: Namespace, key: DataKey) -> Facts:
+        """Locked. Return the facts of an entry that is about to be stored."""
+        return marks.facts(self.store.generation, self.link(marks, (space, key)))
+
+    def link(self, marks: Marks, place: Place) -> Link | None:
+        """Locked. Declare what a value depends on that begins to be computed now."""
+        if not marks.sources:
+            return None
+        return self.store.links.declare(place, marks.sources, self.store.generation)
+
+    def _unlink(self, link: Link) -> None:
+        self.store.links.release(link)
+
+    def _note(self, space: Namespace, key: DataKey) -> None:
+        """Locked. Tell the open transactions of a change."""
+        if self.journals:
+            self.note(lambda journal: (space, key) in journal.watched)
+
+    def note(self, concerns: Callable[[Journal], bool]) -> None:
+        """Locked. Tell those transactions of a change that it concerns."""
+        for reference in tuple(self.journals):
+            journal = reference()
+            if journal is None:
+                self.journals.discard(reference)  # its transaction was forgotten
+            elif not journal.changed and concerns(journal):
+                journal.changed = True
+
+    def watch(self, journal: Journal, places: Collection[Place]) -> None:
+        """Let *journal* know when *places* change from now on."""
+        with self._lock:
+            journal.watched.update(places)
+            self.journals.add(ref(journal))
+
+    def _change(
+        self,
+        places: Collection[Place],
+        now: float,
+        dropped: list[object],
+        doomed: list[Flight],
+        landed: Flight | None = None,
+    ) -> None:
+        """Locked. Remove everything that depends on *places*, which are being changed.
+
+        A load that waits for *landed*, whose value is the change, is going to see that
+        value: it is not fenced.
+        """
+        store = self.store
+        links = store.links
+        if not links.nodes:
+            return
+        store.generation += 1
+        for place in places:
+            behind = links.change(place, store.generation, keep=landed is not None)
+            for found in cast("list[Place]", behind):
+                space, key = found
+                flight = None if landed is None else self.flights.registered_at(found)
+                if flight is not None and self.flights.cycle(landed, flight):
+                    fenced = False
+                    if flight.link is not None:
+                        flight.link.generation = store.generation
+                else:
+                    fenced = self._fence(space, key, doomed)
+                store.remove(space, key, RemovalCause.DELETED, now, dropped, fenced=fenced)
+                self._note(space, key)
+
+    def trim(self, now: float, dropped: list[object], doomed: list[Flight]) -> None:
+        """Locked. Hold the bound of the dependencies that are kept for entries that are gone."""
+        while (excess := cast("Place | None", self.store.links.excess())) is not None:
+            self._change((excess,), now, dropped, doomed)
+
+    def replaced(
+        self, flight: Flight, now: float, dropped: list[object], doomed: list[Flight]
+    ) -> None:
+        """Locked. Tell who must know that a load is about to store its value.
+
+        It is a change if it replaces a fresh one: a refresh. The first value of a key,
+        and the next one after an expiry or an eviction, are none for who depends on it.
+        """
+        space, key = flight.key
+        if self.store.links.nodes and self.store.holds(space, key, now):
+            self._change((flight.key,), now, dropped, doomed, landed=flight)
+        self._note(space, key)
+
+    def held_back(self, flight: Flight, tags: tuple[str, ...]) -> bool:
+        """Locked. Tell whether a tag of the value that *flight* has loaded was invalidated."""
+        return bool(tags) and self.store.fences.hold_back(tags, flight.generation)
+
+    def invalidate_tags(self, tags: tuple[str, ...], limit: float) -> tuple[int, bool]:
+        """Begin, or with no *tags* go on, to remove what has one of *tags*; fence their loads.
+
+        Returns how many fresh values were removed, and whether there are more.
+        """
+        more = False
+
+        def action(now: float, dropped: list[object], doomed: list[Flight]) -> int:
+            nonlocal more
+            self.admit()
+            if tags:
+                self._condemn(tags, now, dropped, doomed)
+            removed = self._remove_tagged(limit, now, dropped, doomed)
+            more = self.store.tags.condemned > 0
+            if self.store.events is not None and tags:
+                count = removed + self.store.tags.condemned
+                self.store.events.invalidated(RemovalCause.TAG_INVALIDATED, count, (), tags)
+            return removed
+
+        return self.write(action), more
+
+    def _condemn(
+        self, tags: Collection[str], now: float, dropped: list[object], doomed: list[Flight]
+    ) -> None:
+        """Locked. Condemn what is stored under *tags*; fence what is loaded under them.
+
+        A load that may still add tags is joined by nobody any more, and is stored only
+        if in the end it has none of them.
+        """
+        store, flights = self.store, self.flights
+        store.tags.condemn(tags)
+        marked = flights.marked()
+        if not any(flight.marks.added is not None for flight in marked):
+            store.fences.take_down()
+        if not marked:
+            return
+        store.generation += 1
+        open_ended = False
+        for flight in marked:
+            if not set(tags).isdisjoint(flight.marks.all_tags()):
+                space, key = flight.key
+                cause = RemovalCause.TAG_INVALIDATED
+                if self._fence(space, key, doomed):
+                    store.remove(space, key, cause, now, dropped, fenced=True)
+            elif flight.marks.added is not None:
+                open_ended = True
+                flights.set_apart(flight.key)
+        if open_ended:
+            store.fences.put_up(tags, store.generation)
+
+    def _remove_tagged(
+        self, limit: float, now: float, dropped: list[object], doomed: list[Flight]
+    ) -> int:
+        """Locked. Remove condemned entries and their dependents; return how many were fresh."""
+        removed = self.store.remove_tagged(now, limit, dropped)
+        places = [(entry.space, entry.key) for entry in removed]
+        self._change(places, now, dropped, doomed)
+        for place in places if self.journals else ():
+            self._note(*place)
+        return sum([type(entry.value) is not Failure for entry in removed])
 
     def remove(self, places: Collection[tuple[Namespace, DataKey]], cause: RemovalCause) -> int:
         """Remove entries and fence their loads; return how many were fresh."""
@@ -332,6 +690,8 @@ class Engine:
                 failure = entry is not None and type(entry.value) is Failure
                 fresh = self.store.remove(space, key, cause, now, dropped, fenced=fenced)
                 removed += fresh and not failure
+                self._note(space, key)
+            self._change(places, now, dropped, doomed)
             if self.store.events is not None and places:
                 self.store.events.invalidated(cause, removed, tuple(places))
             return removed
@@ -346,6 +706,11 @@ class Engine:
             for space, key in self.flights.registered():
                 if space in gone and self._fence(space, key, doomed):
                     self.store.remove(space, key, cause, now, dropped, fenced=True)
+            if self.journals:
+                self.note(lambda journal: any(space in gone for space, _ in journal.watched))
+            if self.store.links.nodes:
+                places = cast("list[Place]", self.store.links.within(gone))
+                self._change(places, now, dropped, doomed)
             removed = self.store.clear_spaces(gone, cause, now, dropped)
             if self.store.events is not None:
                 self.store.events.invalidated(cause, removed, function=next(iter(gone)).name)
@@ -366,6 +731,7 @@ class Engine:
                     self.store.remove(space, key, RemovalCause.CLEARED, now, dropped, fenced=True)
             if self.store.events is not None:
                 self.store.events.invalidated(RemovalCause.CLEARED, self.store.count)
+            self.note(lambda journal: bool(journal.watched))
             wreck.extend(self.store.clear(now))
             return 0
 
@@ -430,6 +796,7 @@ class Engine:
             evictions=sum(store.evictions.values()),
             rejected=store.rejected,
             estimated_weights=self.estimated,
+            inconsistent_reads=self.inconsistent_reads,
             misses_by_reason={str(reason): n for reason, n in self.misses_by_reason.items()},
             removals_by_cause={str(cause): store.removals[cause] for cause in RemovalCause},
             evictions_by_cause=dict(store.evictions),
@@ -440,7 +807,10 @@ class Engine:
 
         What is *torn* in the middle of a write is emptied too.
         """
-        flights = self.flights.leave_behind()
+        flights = self.flights.leave_behind(torn=torn)
+        self.journals = set()
+        self.load_errors = {}
+        self.inconsistent_reads = 0
         self.guards.forget()
         self.workers.clear()
         if self.state is State.DRAINING:
@@ -464,6 +834,9 @@ class Engine:
             self.catch_up(dropped)
             self.store.check()
             self.flights.check()
+            links = [entry.link for entry in self.store.described()]
+            links += [flight.link for flight in self.flights.running]
+            self.store.links.check(link for link in links if link is not None)
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from typing import Any, Final, final
 from weakref import ref
 
 from ._keys import DataKey
+from ._links import Link
 
-__all__ = ["Counters", "Entry", "Namespace"]
+__all__ = ["Counters", "Entry", "Facts", "Namespace"]
 
 _COUNTED: Final = ("coalesced", "load_errors", "loads", "misses")
 
@@ -68,6 +69,9 @@ class Namespace:
         closed: Its function was closed: no load of it may begin.
         timed: Whether its fast lookup looks at deadlines. Where it does not, an
             entry with a deadline has no kind, so that no fast lookup finds it.
+        linked: Whether its fast lookup asks `Facts.current`. Where it does not, an
+            entry with dependencies has no kind.
+        version: What its values are stored under, unless a call says otherwise.
     """
 
     __slots__ = (
@@ -76,10 +80,12 @@ class Namespace:
         "closed",
         "counters",
         "data",
+        "linked",
         "name",
         "owner",
         "store",
         "timed",
+        "version",
     )
 
     def __init__(
@@ -91,8 +97,37 @@ class Namespace:
         self.owner = owner
         self.closed = False
         self.timed = True
+        self.linked = False
+        self.version: object = None
         self.bytes = 0
         self.data: dict[DataKey, Entry] = {}  # bounded by the store
+
+
+@final
+class Facts:
+    """What few entries have besides their value.
+
+    Attributes:
+        generation: See `Entry.facts`.
+        tags: In the order given, each once.
+        link: What it depends on, if anything.
+        version: What its value was stored under.
+    """
+
+    __slots__ = ("generation", "link", "tags", "version")
+
+    def __init__(
+        self, generation: int, tags: tuple[str, ...], link: Link | None, version: object
+    ) -> None:
+        self.generation = generation
+        self.tags = tags
+        self.link = link
+        self.version = version
+
+    def current(self) -> bool:
+        """Tell whether nothing that it depends on has changed since."""
+        link = self.link
+        return link is None or link.current()
 
 
 @final
@@ -105,10 +140,13 @@ class Entry:
         since: When it was stored; of an entry with a deadline, its time to live,
             an object that many entries share.
         used: Set by a hit; of the order alone, as is `place`.
+        facts: The generation in which it was stored, an int that all entries of that
+            generation share; or `Facts`, if there is more to say.
     """
 
     __slots__ = (
         "deadline",
+        "facts",
         "key",
         "kind",
         "place",
@@ -128,6 +166,31 @@ class Entry:
     deadline: float
     used: bool
     place: Any
+    facts: int | Facts
+
+    @property
+    def generation(self) -> int:
+        """The store's generation when it was stored."""
+        facts = self.facts
+        return facts.generation if isinstance(facts, Facts) else facts
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Its tags."""
+        facts = self.facts
+        return facts.tags if isinstance(facts, Facts) else ()
+
+    @property
+    def link(self) -> Link | None:
+        """What it depends on."""
+        facts = self.facts
+        return facts.link if isinstance(facts, Facts) else None
+
+    @property
+    def version(self) -> object:
+        """What its value was stored under."""
+        facts = self.facts
+        return facts.version if isinstance(facts, Facts) else self.space.version
 
     @property
     def born(self) -> float:

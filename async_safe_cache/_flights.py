@@ -21,7 +21,7 @@ Source: golang.org/x/sync/singleflight (`if g.m[key] == c` before delete).
 
 import asyncio
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, NoReturn, final
@@ -152,6 +152,9 @@ class Flight:
             Bounded by the callers.
         watchers: Who waits for the clean-up. Bounded by the callers.
         waits_on: Flights that this load waits for itself, by waiter.
+        marks: What is to be stored besides the value, if anything.
+        link: What that value depends on; its entry takes it over.
+        generation: When it began, for those that have marks.
         fenced: An invalidation came; the result must not be stored.
         cancelling: It is being cancelled; nobody may join.
         outcome: What it ended with, while those who wait are yet to be told.
@@ -161,6 +164,9 @@ class Flight:
     task: "asyncio.Task[None] | None" = None
     thread: int | None = None
     load: Any = None
+    marks: Any = None
+    link: Any = None
+    generation = 0
     depth = 0
     refresh = False
     begun: float | None = None
@@ -215,8 +221,10 @@ current_flight: ContextVar[Flight | None] = ContextVar("async_safe_cache_flight"
 class Flights:
     """The futures registry of one cache. Complexity: O(1) each, unless said otherwise."""
 
-    def __init__(self) -> None:
+    def __init__(self, unlink: Callable[[Any], object]) -> None:
+        self._unlink = unlink  # lets go of what a flight depended on
         self._registry: dict[Place, Flight] = {}  # bounded by the running loads
+        self._apart: dict[Place, Flight] = {}  # likewise
         self.running: dict[Flight, None] = {}  # every load not ended, fenced ones too
         self.overlapping = 0
 
@@ -239,6 +247,8 @@ class Flights:
 
         Until it has a task or a thread, nobody cancels it.
         """
+        if self._apart:
+            self._apart.pop(key, None)
         self._registry[key] = flight = Flight(key, name, loop)
         self.running[flight] = None
         return flight
@@ -276,9 +286,12 @@ class Flights:
         any more, to be cancelled. One that is being cancelled stays: it stores
         nothing, and newcomers must wait for its clean-up.
         """
+        apart = self._apart.pop(key, None) if self._apart else None
+        if apart is not None:
+            apart.fenced = True
         flight = self._registry.get(key)
         if flight is None or flight.cancelling:
-            return False, None
+            return apart is not None, None
         del self._registry[key]
         flight.fenced = True
         if flight.waiters or flight.task is None:
@@ -286,13 +299,35 @@ class Flights:
         flight.cancelling = True
         return True, flight
 
+    def set_apart(self, key: Place) -> None:
+        """Locked. Let nobody join the load of *key* any more; it may still be stored.
+
+        Unless the key is fenced, or loaded again, before it ends.
+        """
+        flight = self._registry.get(key)
+        if flight is not None and not flight.cancelling:
+            del self._registry[key]
+            self._apart[key] = flight
+
     def registered(self) -> list[Place]:
-        """Locked. Return the keys with a registered flight. O(flights)."""
-        return list(self._registry)
+        """Locked. Return the keys with a flight that may be stored. O(flights)."""
+        return [*self._registry, *self._apart]
+
+    def marked(self) -> list[Flight]:
+        """Locked. Return the flights with marks that may be stored. O(flights)."""
+        flights = (*self._registry.values(), *self._apart.values())
+        return [flight for flight in flights if flight.marks is not None]
+
+    def registered_at(self, key: Place) -> Flight | None:
+        """Locked. Return the flight of *key* that may be stored."""
+        return self._registry.get(key) or self._apart.get(key)
 
     def land(self, flight: Flight) -> bool:
         """Locked. Tell whether the result of *flight* may be stored."""
-        return self._registry.get(flight.key) is flight and not flight.cancelling
+        registered = self._registry.get(flight.key) is flight or (
+            bool(self._apart) and self._apart.get(flight.key) is flight
+        )
+        return registered and not flight.cancelling
 
     def in_first_step(self, flight: Flight) -> bool:
         """Locked. Tell whether the task of *flight* is just being made, and has begun at once."""
@@ -303,6 +338,8 @@ class Flights:
         registry, key = self._registry, flight.key
         if registry.get(key) is flight:
             del registry[key]
+        if flight.marks is not None:
+            self._unmark(flight)
         self.running.pop(flight, None)
         flight.done = True
         flight.load = None  # whoever inherited the flight holds no arguments
@@ -310,6 +347,14 @@ class Flights:
         if flight.outcome is not None:
             flight.outcome = None
         return self._everybody(flight)
+
+    def _unmark(self, flight: Flight) -> None:
+        """Locked. Let go of the marks of *flight*, which has ended."""
+        if self._apart.get(flight.key) is flight:
+            del self._apart[flight.key]
+        link, flight.link, flight.marks = flight.link, None, None
+        if link is not None:
+            self._unlink(link)
 
     def give_up(self, flight: Flight) -> dict[Waiter, Loop | None]:
         """Locked. Let others load beside *flight*, whose clean-up takes too long.
@@ -330,6 +375,8 @@ class Flights:
         """
         if self._registry.get(flight.key) is flight:
             del self._registry[flight.key]
+        if self._apart.get(flight.key) is flight:
+            del self._apart[flight.key]
         flight.cancelling = True
         return self._everybody(flight)
 
@@ -357,7 +404,7 @@ class Flights:
             waiting |= self.end(flight)
         return waiting, tasks
 
-    def leave_behind(self) -> list[Flight]:
+    def leave_behind(self, *, torn: bool) -> list[Flight]:
         """Locked, in a forked child. Let go of the parent's flights, and return them.
 
         They are marked and no more: their tasks and futures belong to the
@@ -366,7 +413,11 @@ class Flights:
         flights = list(self.running)
         for flight in flights:
             flight.done = True
-        self._registry, self.running = {}, {}
+            if torn:
+                flight.link = None  # nobody knows what it is worth
+            if flight.marks is not None:
+                self._unmark(flight)
+        self._registry, self._apart, self.running = {}, {}, {}
         self.overlapping = 0
         return flights
 
@@ -406,6 +457,9 @@ class Flights:
             sound = flight.key == key and not flight.done and not flight.fenced
             if not sound or flight not in self.running:
                 raise AssertionError(f"broken invariant of the flights: {flight} is registered")
+        for key, flight in self._apart.items():
+            if flight.key != key or flight.fenced or flight not in self.running:
+                raise AssertionError(f"broken invariant of the flights: {flight} is apart")
         if _NOBODY:
             raise AssertionError("broken invariant of the flights: somebody is nobody")
         for flight in self.running:

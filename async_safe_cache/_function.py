@@ -15,14 +15,14 @@ from ._entries import Counters, Namespace
 from ._keys import DataKey, call_key, canonical
 from ._store import Store
 from .errors import UnsupportedKeyError
-from .options import CacheOptions
+from .options import DECORATED, CacheOptions
 
 __all__ = ["ATTRIBUTE", "CachedFunction", "Later", "function_of"]
 
 Later = Callable[[list[object]], object]
 """A clean-up that the next write does; what it drops goes into the list."""
 
-ATTRIBUTE = "__async_safe_cache__"
+ATTRIBUTE = DECORATED
 """Where a wrapper keeps its `CachedFunction`."""
 
 
@@ -42,6 +42,7 @@ class CachedFunction:
         "bind",
         "closed",
         "collected",
+        "compute",
         "counters",
         "explicit",
         "forgotten",
@@ -95,6 +96,7 @@ class CachedFunction:
         self.orphaned = partial(_orphaned, later, drop)
         self.bind: Callable[..., tuple[Any, ...]]
         self.invoke: Callable[[tuple[Any, ...]], Any]
+        self.compute: Callable[[Callable[..., Any], tuple[Any, ...]], Any]
 
     def info(self) -> tuple[int, int]:
         """Return hits, joins included, and misses, as functools counts them."""
@@ -119,6 +121,8 @@ class CachedFunction:
         space = Namespace(self.store, self.name, self.counters, owner)
         space.closed = self.closed
         space.timed = self.timed
+        space.linked = bool(self.options.depends_on)
+        space.version = self.options.version
         return space
 
     def space_of(self, instance: object) -> Namespace:

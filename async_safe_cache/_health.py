@@ -123,6 +123,7 @@ def report(
     response_time: float,
     listener_errors: int,
     events_dropped: int,
+    lock_waits: tuple[int, float, float],
     background: dict[str, dict[str, object]],
     thresholds: AlertThresholds,
 ) -> dict[str, object]:
@@ -224,6 +225,10 @@ def report(
             "overlapping_loads": stats.overlapping_loads,
             "rejected": stats.rejected,
             "estimated_weights": stats.estimated_weights,
+            "inconsistent_reads": stats.inconsistent_reads,
+            "lock_waits": lock_waits[0],
+            "lock_wait_seconds": round(lock_waits[1], 6),
+            "longest_lock_wait_seconds": round(lock_waits[2], 6),
             "evictions": stats.evictions,
             "eviction_rate": round(eviction_rate, 4),
             "error_rate": round(stats.error_rate, 4),

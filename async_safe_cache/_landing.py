@@ -16,12 +16,15 @@ import math
 from collections.abc import Callable
 from typing import Any, Final, final
 
-from ._engine import Engine, check_value
+from ._engine import Engine, cancel, check_value
+from ._entries import Facts
 from ._flights import Failure, Flight, Loop, Outcome, ThreadWaiter, Waiter, wake
+from ._marks import Marks
 from ._store import ENTRY_OVERHEAD
 from ._weight import weigh_key
 from .errors import LoadCancelledError
 from .options import UNSET, CacheOptions, Unset
+from .outcomes import RemovalCause
 
 __all__ = ["Landing", "Load", "trimmed"]
 
@@ -88,6 +91,8 @@ class Landing:
                 check_value("the loader", flight.name, value)
                 rejected = True
                 weight = self.engine.measure(flight.key[1], value)
+                if flight.marks is not None:
+                    weight += flight.marks.weight()
             except Exception as caught:  # noqa: BLE001 - every waiter gets it
                 if self.flights.in_first_step(flight):
                     return None
@@ -106,6 +111,8 @@ class Landing:
         kind, _, _, options = flight.load or _ENDED
         ttl = engine.shortened(options) if options.jitter else options.ttl
         dropped: list[object] = []
+        doomed: list[Flight] = []
+        facts: Facts | None = None
         with self._lock:
             if engine.later:
                 engine.catch_up(dropped)
@@ -113,27 +120,56 @@ class Landing:
                 engine.recent.count_waits()
             space.counters.loads += 1
             shared, stored = True, False
-            if not self.flights.land(flight):
+            allowed = self.flights.land(flight)
+            if flight.marks is not None and allowed:
+                allowed = self._unfenced(flight, now, dropped)
+            if not allowed:
                 pass
             elif now is None:
                 self.store.reject(space, key, -math.inf, dropped)
                 shared = False
             else:
-                shared = stored = self.store.put(space, key, kind, value, weight, ttl, now, dropped)
+                if self.store.links.nodes or engine.journals:
+                    engine.replaced(flight, now, dropped, doomed)
+                if flight.marks is not None:
+                    facts = self._facts(flight)
+                put = self.store.put
+                shared = stored = put(space, key, kind, value, weight, ttl, now, dropped, facts)
+                if self.store.links.nodes:
+                    engine.trim(now, dropped, doomed)
             outcome = Outcome(value, None, now)
             events = self.store.events
             if events is not None:
                 seconds, refresh = flight.seconds(now), flight.refresh
                 events.loaded(space, key, kind, seconds, stored=stored, refresh=refresh)
-            if not shared and self.flights.in_first_step(flight):
+            if not shared and not doomed and self.flights.in_first_step(flight):
                 flight.outcome = outcome
                 return outcome
             waiting = self.flights.end(flight)
         wake(waiting, outcome, flight.loop)
+        if doomed:
+            cancel(doomed)
         if events is not None:
             del dropped  # its values are gone before anybody is told
             events.deliver()
         return outcome
+
+    def _unfenced(self, flight: Flight, now: float | None, dropped: list[object]) -> bool:
+        """Locked. Tell whether no tag that the value turned out to have was invalidated."""
+        if not self.engine.held_back(flight, flight.marks.all_tags()):
+            return True
+        space, key = flight.key
+        cause = RemovalCause.TAG_INVALIDATED
+        self.store.remove(
+            space, key, cause, -math.inf if now is None else now, dropped, fenced=True
+        )
+        return False
+
+    def _facts(self, flight: Flight) -> Facts:
+        """Locked. Return the facts of the entry that *flight* leaves; it takes over the link."""
+        link, flight.link = flight.link, None
+        marks: Marks = flight.marks
+        return marks.facts(self.store.generation, link)
 
     def _fail(
         self, flight: Flight, error: BaseException, rejected: bool, now: float | None
@@ -170,7 +206,12 @@ class Landing:
             )
             counters.loads += ended
             counters.load_errors += ended
-            if not self.flights.land(flight):
+            if ended:
+                engine.failed(flight.key, error)
+            allowed = self.flights.land(flight)
+            if flight.marks is not None and allowed:
+                allowed = self._unfenced(flight, now, dropped)
+            if not allowed:
                 pass
             elif rejected:
                 self.store.reject(space, key, -math.inf if now is None else now, dropped)
@@ -179,7 +220,11 @@ class Landing:
             elif remember is not UNSET and not self.store.holds(space, key, now):
                 size = ENTRY_OVERHEAD + FAILURE_WEIGHT + weigh_key(key)
                 memory = failure.remembered()
-                self.store.put(space, key, None, memory, size, remember, now, dropped)
+                facts: Facts | None = None
+                if flight.marks is not None:
+                    size += flight.marks.weight()
+                    facts = self._facts(flight)
+                self.store.put(space, key, None, memory, size, remember, now, dropped, facts)
             events = self.store.events
             if events is not None and ended:
                 events.load_failed(space, key, kind, type(error).__name__)

@@ -6,6 +6,8 @@ from functools import partial
 from types import FunctionType
 from typing import Any, cast, final
 
+from .options import check_tags
+
 __all__ = ["LoadContext", "call_of"]
 
 
@@ -15,19 +17,30 @@ class LoadContext:
 
     Attributes:
         key: The key, as the caller gave it.
+        tags: The tags that the loader has added.
     """
 
-    __slots__ = ("key",)
+    __slots__ = ("key", "tags")
 
     def __init__(self, key: object) -> None:
         self.key = key
+        self.tags: list[str] = []
+
+    def add_tags(self, *tags: str) -> None:
+        """Give the value that is being loaded more tags; when the load has ended, to no effect.
+
+        Raises:
+            TypeError: One is no str.
+            ValueError: One is empty or too long, or there are too many.
+        """
+        self.tags[:] = check_tags("tags", [*self.tags, *tags])
 
     def __repr__(self) -> str:
         return "LoadContext()"
 
 
-def call_of(loader: Any, key: object) -> Callable[[], Any]:
-    """Return *loader* as a call without arguments.
+def call_of(loader: Any, key: object) -> tuple[Callable[[], Any], LoadContext | None]:
+    """Return *loader* as a call without arguments, and the context that it asks for.
 
     Raises:
         TypeError: It cannot be called with nothing or with one `LoadContext`.
@@ -45,7 +58,7 @@ def call_of(loader: Any, key: object) -> Callable[[], Any]:
         try:
             parameters = inspect.signature(loader).parameters.values()
         except ValueError:  # a builtin that does not tell
-            return cast("Callable[[], Any]", loader)
+            return cast("Callable[[], Any]", loader), None
         required = [
             each.kind
             for each in parameters
@@ -59,4 +72,7 @@ def call_of(loader: Any, key: object) -> Callable[[], Any]:
             f"loader needs {needed + named} arguments, but it is called with nothing or "
             "with one LoadContext: wrap it, as in `lambda: fetch(symbol)`"
         )
-    return partial(loader, LoadContext(key)) if needed else cast("Callable[[], Any]", loader)
+    if not needed:
+        return cast("Callable[[], Any]", loader), None
+    context = LoadContext(key)
+    return partial(loader, context), context

@@ -37,6 +37,7 @@ from ._flights import (
 )
 from ._keys import DataKey
 from ._landing import Landing, Load, trimmed
+from ._marks import Marks
 from ._tasks import start
 from .errors import CacheClosedError, LoadCancelledError, RecursiveLoadError
 from .options import CacheOptions
@@ -91,6 +92,7 @@ class Loads:
         call: Callable[..., Any],
         arguments: tuple[Any, ...],
         options: CacheOptions,
+        marks: Marks | None = None,
         *,
         refresh: bool = False,
         in_thread: bool = False,
@@ -104,7 +106,7 @@ class Loads:
         owner = None if in_thread else loop
         counted = refresh
         while True:
-            turn = self._enter(space, key, options, current, loop, owner, refresh, counted)
+            turn = self._enter(space, key, options, current, loop, owner, refresh, counted, marks)
             if type(turn) is Entry:
                 result = turn.value
                 del turn
@@ -168,6 +170,7 @@ class Loads:
         call: Callable[..., Any],
         arguments: tuple[Any, ...],
         options: CacheOptions,
+        marks: Marks | None = None,
     ) -> Any:
         """Do the same for a plain `def`: load in this thread, or block until another one has."""
         if self.engine.reentered:
@@ -178,7 +181,7 @@ class Loads:
         current = current_flight.get()
         counted = False
         while True:
-            turn = self._enter(space, key, options, current, None, None, False, counted)
+            turn = self._enter(space, key, options, current, None, None, False, counted, marks)
             if type(turn) is Entry:
                 result = turn.value
                 del turn
@@ -225,12 +228,14 @@ class Loads:
         owner: Loop | None,
         refresh: bool,
         counted: bool,
+        marks: Marks | None,
     ) -> Entry | Turn:
         """Decide, in one step, what this caller does; *owner* is the loop of a load of its own."""
         engine, store, flights = self.engine, self.store, self.flights
         now = engine.clock()
         if engine.later:
             engine.settle()
+        unfit: MissReason | None = None
         with self._lock:
             if engine.state is not _OPEN:
                 engine.admit()
@@ -244,10 +249,16 @@ class Loads:
             if not refresh and key in space.data:
                 entry = store.find(space, key, now)
                 if entry is not None:
-                    space.counters.other_hits += not counted
-                    return entry
+                    if marks is not None or type(entry.facts) is not int:
+                        version = space.version if marks is None else marks.version
+                        unfit = engine.unfit(entry, version)
+                    if unfit is None:
+                        space.counters.other_hits += not counted
+                        return entry
             place = space, key
             flight = flights.get(place, loop)
+            if marks is not None and flight is not None and not flight.cancelling:
+                flight = self._of_version(flight, marks.version)
             if flight is None:
                 if store.bypassed:
                     self._refuse_recursion(current, place)
@@ -255,9 +266,16 @@ class Loads:
                 else:
                     flight = flights.open(place, space.name, owner)
                 if not counted:
-                    engine.miss(space, key)
+                    if unfit is None:
+                        engine.miss(space, key)
+                    else:
+                        engine.miss_unfit(space, unfit)
                 elif refresh:
                     flight.refresh = True
+                if marks is not None:
+                    flight.marks = marks
+                    flight.generation = store.generation
+                    flight.link = engine.link(marks, place)
                 if store.events is not None:
                     flight.begun = now
                 if current is not None:
@@ -288,6 +306,17 @@ class Loads:
             if current is not None:
                 current.wait_for(flight, waiter)
             return step, flight, now, waiter
+
+    def _of_version(self, flight: Flight, version: object) -> Flight | None:
+        """Locked. Return *flight* if it loads a value of *version*; otherwise shut it out."""
+        space, key = flight.key
+        other: Marks | None = flight.marks
+        if version is None or version == (space.version if other is None else other.version):
+            return flight
+        _, abandoned = self.flights.fence((space, key))
+        if abandoned is not None:
+            abandoned.cancel()
+        return None
 
     def _refuse_deadlock(self, current: Flight | None, flight: Flight, loop: Loop | None) -> None:
         """Locked. Raise RecursiveLoadError if waiting for *flight* could never end."""

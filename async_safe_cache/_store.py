@@ -8,6 +8,7 @@ caller's `dropped` list, which dies after the lock was released: a value's
 
     put     retire old -> free what is due -> evict until it fits -> publish
     remove  only if the namespace still holds *this* entry
+    commit  retire every old entry -> publish every new one
     clear   take the namespace's dict away: a *grave*, which is dug over in slices
 
 While caching is switched off the door in lets nothing pass, so that every hit
@@ -30,12 +31,14 @@ from math import inf
 from operator import attrgetter
 from typing import Any, ClassVar, Final, final
 
-from ._entries import Entry, Namespace
+from ._entries import Entry, Facts, Namespace
 from ._events import Events
 from ._eviction import Order, PolicyName, exhaust, order_of
 from ._expiry import ExpiryIndex
 from ._keys import DataKey
+from ._links import Links
 from ._removals import MOST, RemovalRecord, Segment
+from ._tags import TagFences, TagIndex
 from .outcomes import MissReason, RemovalCause
 
 __all__ = ["ENTRY_OVERHEAD", "TOUCH", "Store"]
@@ -70,6 +73,7 @@ _REASON_OF: Final = {
     RemovalCause.EXPIRED: MissReason.EXPIRED,
     RemovalCause.EVICTED: MissReason.EVICTED,
     RemovalCause.DELETED: MissReason.DELETED,
+    RemovalCause.TAG_INVALIDATED: MissReason.TAG_INVALIDATED,
     RemovalCause.CLEARED: MissReason.CLEARED,
     RemovalCause.REJECTED: MissReason.REJECTED,
 }
@@ -108,6 +112,10 @@ class Store:
     Attributes:
         count: Entries held, expired ones that nobody freed yet included.
         bytes: What they weigh.
+        generation: The cache's one counter. It grows when somebody begins who must tell
+            what comes after from what was before: a change others depend on, a view, a
+            load with tags. To whoever looks it has grown with every write.
+        tagged: Entries held, dead ones included, with more facts than a generation.
         off: Blocks that are open now, in which nothing is stored here.
         off_everywhere: Blocks that are open now, in which no store stores anything.
         events: Whom to tell what is removed; None as long as nobody listens.
@@ -131,6 +139,11 @@ class Store:
         self.names = {**vars(builtins), TOUCH: self.order.touch}
         self.count = 0
         self.bytes = 0
+        self.generation = 1
+        self.tagged = 0
+        self.tags: TagIndex[Entry] = TagIndex()
+        self.fences = TagFences()
+        self.links = Links()
         self.rejected = 0
         self.off = 0
         self.events: Events | None = None
@@ -179,6 +192,11 @@ class Store:
                     return MissReason.EXPIRED if expired else _REASON_OF[grave.cause]
         return self._record.reason(space, key)
 
+    def last_removal(self, space: Namespace, key: DataKey) -> MissReason | None:
+        """Return why an earlier entry of *key* was removed, if that is remembered."""
+        reason = self._record.reason(space, key)
+        return None if reason is MissReason.ABSENT else reason
+
     def live(self, now: float, work: float = inf) -> int:
         """Return the number of entries that are not expired.
 
@@ -198,19 +216,22 @@ class Store:
         ttl: float | None,
         now: float,
         dropped: list[object],
+        facts: Facts | None = None,
     ) -> bool:
         """Store *value* of *weight* bytes (key and overhead included); False if it cannot fit.
 
         A value that cannot fit removes the older one of its key: what it
-        replaced is not true any more.
+        replaced is not true any more. Takes over the link in *facts*.
         """
         if self.off or Store.off_everywhere:
+            self._forgo(facts)
             return False
         old = space.data.get(key)
         if weight > self.max_bytes or self.max_entries < 1:
             if old is not None and old.deadline > now:
                 self._unlink(old, RemovalCause.REJECTED, dropped)
             self.reject(space, key, now, dropped)
+            self._forgo(facts)
             return False
         if old is not None:
             expired = old.deadline <= now
@@ -235,8 +256,35 @@ class Store:
             if not space.timed:
                 entry.kind = None
         entry.used = old is not None  # a write to what is there is a use of it
+        if facts is None and not space.linked:
+            entry.facts = self.generation
+        else:
+            self._describe(entry, facts)
         self._link(entry)
         return True
+
+    def retire(self, space: Namespace, key: DataKey, now: float, dropped: list[object]) -> None:
+        """Take out the entry of *key*, for which a newer one is about to be put."""
+        old = space.data.get(key)
+        if old is not None:
+            self._unlink(old, _EXPIRED if old.deadline <= now else _REPLACED, dropped)
+
+    def remove_tagged(self, now: float, limit: float, dropped: list[object]) -> list[Entry]:
+        """Remove up to *limit* entries of tags that were condemned; return the fresh ones."""
+        removed: list[Entry] = []
+        for entry in self.tags.take(limit):
+            if entry.space.data.get(entry.key) is entry:
+                fresh = entry.deadline > now
+                self._unlink(entry, RemovalCause.TAG_INVALIDATED if fresh else _EXPIRED, dropped)
+                if fresh:
+                    removed.append(entry)
+        return removed
+
+    def observe(self) -> int:
+        """Return the generation of what is stored now: what follows has a greater one."""
+        generation = self.generation
+        self.generation = generation + 1
+        return generation
 
     def reject(self, space: Namespace, key: DataKey, now: float, dropped: list[object]) -> None:
         """Remember that a value of *key* was returned and not stored."""
@@ -332,7 +380,8 @@ class Store:
         for space in self._occupied:
             self._entomb(space, RemovalCause.CLEARED, now, records, placed=False)
         self._occupied = {}
-        wreck: list[Any] = [self._expiry.spoils(), *self.order.spoils()]
+        wreck: list[Any] = [self._expiry.spoils(), *self.order.spoils(), self.tags.spoils()]
+        self.tags = TagIndex()
         self.order = self._new_order()
         self.names[TOUCH] = self.order.touch
         self._expiry = ExpiryIndex()
@@ -369,6 +418,29 @@ class Store:
             self._expiry.add(entry)
         data[entry.key] = entry  # last: from here on a hit may find it
 
+    def _describe(self, entry: Entry, facts: Facts | None) -> None:
+        """Give *entry*, which is about to be linked, its facts."""
+        space = entry.space
+        if facts is None:
+            facts = Facts(self.generation, (), None, space.version)
+        entry.facts = facts
+        if facts.version != space.version or (facts.link is not None and not space.linked):
+            entry.kind = None  # so that no lookup finds it that does not look at this
+        self.tagged += 1
+        self.tags.add(entry, facts.tags)
+
+    def _strip(self, entry: Entry) -> None:
+        """Let go of the facts of *entry*, which leaves."""
+        facts = entry.facts
+        if isinstance(facts, Facts):
+            self.tagged -= 1
+            self.tags.discard(entry, facts.tags)
+            self._forgo(facts)
+
+    def _forgo(self, facts: Facts | None) -> None:
+        if facts is not None and facts.link is not None:
+            self.links.release(facts.link)
+
     def _unlink(
         self, entry: Entry, cause: RemovalCause, dropped: list[object], ordered: bool = True
     ) -> None:
@@ -387,6 +459,8 @@ class Store:
             self.order.discard(entry)
         if entry.deadline != inf:
             self._expiry.discard(entry)
+        if self.tagged:
+            self._strip(entry)
         self.removals[cause] += 1
         dropped.append(entry)
         reason = _REASON_OF.get(cause)
@@ -422,6 +496,9 @@ class Store:
                 del self._occupied[space]
             self._record.add_many(space, keys, MissReason.EXPIRED, self.count)
         self.order.discard_many(entries)
+        if self.tagged:
+            for entry in entries:
+                self._strip(entry)
         self.removals[RemovalCause.EXPIRED] += len(entries)
         self.count -= len(entries)
         dropped.extend(entries)
@@ -532,6 +609,9 @@ class Store:
         expired = sum([entry.deadline <= grave.moment for entry in entries])
         self.removals[RemovalCause.EXPIRED] += expired
         self.removals[grave.cause] += len(entries) - expired
+        if self.tagged:
+            for entry in entries:
+                self._strip(entry)
         if grave.placed:
             self.order.discard_many(entries)
             for entry in entries:
@@ -543,11 +623,21 @@ class Store:
                 self.events.removed(entry.space, entry.key, entry.kind, cause)
 
     def forget_graves(self) -> None:
-        """Drop all graves at once."""
+        """Drop all graves at once, and all that was known of what is in them."""
         self._graves = {}
         self._dead = self._dead_bytes = 0
+        self.tagged = 0
+        self.tags = TagIndex()
+        self.links = Links()
 
     # -- proof
+
+    def described(self) -> list[Entry]:
+        """Return the entries, dead ones included, with more facts than a generation. O(entries)."""
+        spaces = [space.data for space in self._occupied]
+        graves = [grave.data for graves in self._graves.values() for grave in graves]
+        held = (entry for data in (*spaces, *graves) for entry in data.values())
+        return [entry for entry in held if isinstance(entry.facts, Facts)]
 
     def check(self) -> None:
         """Recompute every invariant from scratch; raise AssertionError at the first broken one."""
@@ -593,6 +683,21 @@ class Store:
             self.bytes + self._dead_bytes <= self.max_bytes
             and self.count + self._dead <= self.max_entries,
             "the dead within the bounds, too",
+        )
+        described = self.described()
+        _claim(len(described) == self.tagged, "every entry with facts is counted")
+        self.tags.check(
+            (entry, entry.tags)
+            for entry in described
+            if _in_place(entry) or entry in placed  # a clear of everything begins a new index
+        )
+        _claim(
+            all(
+                entry.kind is None or entry.space.linked
+                for entry in entries
+                if entry.link is not None
+            ),
+            "no fast lookup finds an entry with dependencies unseen",
         )
         _claim(len(self._record) <= 2 * MOST, "removal records within their bound")
 

@@ -4,11 +4,12 @@ A load never waits for a read section: callers wait for it, and one of them may 
 the section. So what asks here is whether this code is part of a load that goes on.
 """
 
+from collections.abc import Iterable
 from typing import final
 
 from ._flights import current_flight
 
-__all__ = ["Waits", "part_of_a_load"]
+__all__ = ["Waits", "part_of_a_load", "summary"]
 
 
 @final
@@ -33,6 +34,13 @@ class Waits:
         self.count += 1
         self.total += seconds
         self.longest = max(self.longest, seconds)
+
+
+def summary(several: Iterable[Waits]) -> tuple[int, float, float]:
+    """Return count, total and longest of *several* together."""
+    each = list(several)
+    count, total = sum(one.count for one in each), sum(one.total for one in each)
+    return count, total, max(one.longest for one in each)
 
 
 def part_of_a_load() -> bool:

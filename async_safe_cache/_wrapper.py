@@ -60,6 +60,8 @@ _METHOD: Final = """\
 
 _FRESH: Final = " and _asc_clock() < _asc_entry.deadline"
 
+_CURRENT: Final = " and _asc_entry.facts.current()"  # a few function calls: for dependents alone
+
 
 # What the dict gives for a key that it does not hold: of no kind that an argument has.
 _ABSENT: Final = Entry()
@@ -151,7 +153,14 @@ def parameters(signature: inspect.Signature) -> Parameters:
 
 
 def _source(
-    form: Parameters, *, is_async: bool, method: bool, fast: bool, timed: bool, policy: PolicyName
+    form: Parameters,
+    *,
+    is_async: bool,
+    method: bool,
+    fast: bool,
+    timed: bool,
+    linked: bool,
+    policy: PolicyName,
 ) -> str:
     """Return the source of the functions."""
     own = form.names[1:] if method else form.names
@@ -175,7 +184,12 @@ def _source(
         values="".join(f"{name}, " for name in form.names),
         async_="async " if is_async else "",
         await_="await " if is_async else "",
-        fast=_FAST.format(find=find, same=same, fresh=_FRESH if timed else "", use=_USE[policy])
+        fast=_FAST.format(
+            find=find,
+            same=same,
+            fresh=(_FRESH if timed else "") + (_CURRENT if linked else ""),
+            use=_USE[policy],
+        )
         if fast
         else "",
     )
@@ -197,6 +211,7 @@ def compile_wrapper(
     method: bool,
     fast: bool,
     timed: bool,
+    linked: bool,
     policy: PolicyName,
     builtins: dict[str, Any],
     names: dict[str, object],
@@ -210,6 +225,7 @@ def compile_wrapper(
         method: Whether the first parameter chooses the namespace.
         fast: Whether hits are looked up by the raw arguments.
         timed: Whether a hit must look at the deadline: entries without one only else.
+        linked: Whether a hit must ask if what it depends on has changed.
         policy: What a hit does to the order of eviction.
         builtins: The store's names, in which `touch` is always that of its order.
         names: What else the source uses: clock, miss, space and instances.
@@ -222,6 +238,7 @@ def compile_wrapper(
         method=method,
         fast=fast and form.plain,
         timed=timed,
+        linked=linked,
         policy=policy,
     )
     code = _code(source)

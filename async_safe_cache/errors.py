@@ -12,6 +12,8 @@ __all__ = [
     "LockDeadlockError",
     "ReadOnlySectionError",
     "RecursiveLoadError",
+    "ScopeError",
+    "TransactionConflictError",
     "UnsupportedKeyError",
 ]
 
@@ -86,7 +88,7 @@ class ReadOnlySectionError(CacheError):
     def __init__(self) -> None:
         super().__init__(
             "this task writes inside its own reading() section, which would be waiting for "
-            "itself: nothing was written; write after the section, or in a transaction"
+            "itself: nothing was written; write after the section has ended"
         )
 
 
@@ -136,4 +138,47 @@ class UnsupportedKeyError(CacheError, TypeError):
             f"{parameter} of type {type_name} cannot be part of a key: {reason}; "
             "pass a plain value, give the class a __cache_key__ method, "
             "register it with register_key_type(), or choose the key with key="
+        )
+
+
+class ScopeError(CacheError, RuntimeError):
+    """A transaction or a view was used outside of its own `async with` block.
+
+    Attributes:
+        what: "transaction" or "view".
+        problem: "not entered", "entered twice", "over" or "another task".
+    """
+
+    def __init__(self, what: str, problem: str) -> None:
+        self.what = what
+        self.problem = problem
+        meanings = {
+            "not entered": "is not open yet: nothing was read or written",
+            "entered twice": "was entered before, and serves one block only",
+            "over": "has ended: what it held is committed, or gone",
+            "another task": "belongs to the task that entered it: nothing was done",
+        }
+        article = f"this {what} {meanings[problem]}"
+        super().__init__(
+            f"{article}; open one with `async with`, and use it inside that block and task only"
+        )
+
+
+class TransactionConflictError(CacheError):
+    """Something that a transaction had read was changed by somebody else before it committed.
+
+    Nothing of the transaction, or of the update, was applied.
+
+    Attributes:
+        name: Name of the cache.
+        what: "a transaction", or "an update" whose own function writes the key.
+    """
+
+    def __init__(self, name: str, *, what: str = "a transaction") -> None:
+        self.name = name
+        self.what = what
+        super().__init__(
+            f"{what} on {name!r} read something that was changed before it committed: "
+            "nothing of it was applied; read again and retry, or let the last commit win with "
+            'on_conflict="last"'
         )

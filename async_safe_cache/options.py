@@ -5,7 +5,8 @@ one with `but()`, which checks what is given and leaves the rest as it is.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import Enum
@@ -16,13 +17,17 @@ __all__ = [
     "UNSET",
     "AlertThresholds",
     "CacheOptions",
+    "Dependencies",
     "NegativeTtl",
+    "Tags",
     "Ttl",
     "Unset",
     "check_bound",
     "check_callable",
     "check_choice",
     "check_seconds",
+    "check_sources",
+    "check_tags",
     "check_ttl",
 ]
 
@@ -43,6 +48,21 @@ Ttl = float | timedelta | None
 
 NegativeTtl = Ttl | Callable[[Exception], Ttl]
 """How long a failure is remembered; or a callable of the exception that says so."""
+
+
+Tags = str | Sequence[str] | AbstractSet[str]
+"""One tag or several: str of 1 to 256 characters, 64 at most."""
+
+Dependencies = object
+"""What a value depends on: a key, a call as (function, *arguments), a decorated function that
+takes no arguments; or a list, tuple or set of these. (A tuple is never itself a key here.)"""
+
+DECORATED: Final = "__async_safe_cache__"
+"""The attribute by which a decorated function is known."""
+
+MOST_TAGS: Final = 64
+LONGEST_TAG: Final = 256
+MOST_SOURCES: Final = 64
 
 
 def _number(name: str, value: object, meaning: str) -> float:
@@ -117,6 +137,47 @@ def check_callable(name: str, value: object, meaning: str) -> None:
         raise TypeError(f"{name} must be {meaning}, not {type(value).__name__}")
 
 
+def check_tags(name: str, value: object) -> tuple[str, ...]:
+    """Return tags as a tuple, each once, in the order given. Shows no tag: it may name a user."""
+    meaning = f"a str or a sequence of str, each of 1 to {LONGEST_TAG} characters"
+    if isinstance(value, str):
+        value = (value,)
+    if not isinstance(value, (list, tuple, set, frozenset, Sequence, AbstractSet)) or isinstance(
+        value, (bytes, bytearray, memoryview)
+    ):
+        raise TypeError(f"{name} must be {meaning}, not {type(value).__name__}")
+    given: tuple[Any, ...] = tuple(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    for tag in given:
+        if not isinstance(tag, str):
+            raise TypeError(
+                f"{name} must be {meaning}; one of them is of type {type(tag).__name__}"
+            )
+        if not 0 < len(tag) <= LONGEST_TAG:
+            raise ValueError(f"{name} must be {meaning}; one of them has {len(tag)}")
+    # A subclass of str may hash as it likes.
+    tags = tuple(dict.fromkeys([str.__str__(tag) for tag in given]))
+    if len(tags) > MOST_TAGS:
+        raise ValueError(f"{name} must be at most {MOST_TAGS} tags, not {len(tags)}")
+    return tags
+
+
+def check_sources(name: str, value: object) -> tuple[object, ...]:
+    """Return what a value depends on as a tuple of keys and calls; these are not looked into."""
+    several = isinstance(value, (list, set, frozenset)) or (
+        isinstance(value, tuple) and not (value and callable(value[0]))  # pyright: ignore[reportUnknownArgumentType]
+    )
+    sources: tuple[object, ...] = tuple(value) if several else (value,)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportUnknownVariableType, reportUnknownArgumentType]
+    if len(sources) > MOST_SOURCES:
+        raise ValueError(f"{name} must be at most {MOST_SOURCES} keys or calls, not {len(sources)}")
+    return sources
+
+
+def _check_version(value: object) -> object:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, str))):
+        raise TypeError(f"version must be an int, a str or None, not {type(value).__name__}")
+    return value
+
+
 def _check_negative(value: object) -> Mapping[type[Exception], NegativeTtl]:
     meaning = "a mapping of exception classes to a ttl or a callable(exception) -> ttl"
     if value is None:
@@ -150,6 +211,9 @@ class CacheOptions:
         negative: Exception class -> ttl: that failure is remembered and raised again.
         after_close: What a decorated function does when the cache is closed:
             raise an "error", or "call" the original.
+        version: A value stored under another version is a miss; None reads every one.
+        tags: Of the value; or a callable of the call's arguments.
+        depends_on: Keys and calls whose change invalidates the value; or a callable.
     """
 
     ttl: float | None = None
@@ -158,6 +222,9 @@ class CacheOptions:
     cancel_grace: float = 5.0
     negative: Mapping[type[Exception], NegativeTtl] = field(default_factory=_no_failures)
     after_close: str = "error"
+    version: object = None
+    tags: tuple[str, ...] | Callable[..., Tags] = ()
+    depends_on: tuple[object, ...] | Callable[..., Dependencies] = ()
 
     def but(
         self,
@@ -168,6 +235,9 @@ class CacheOptions:
         cancel_grace: float | timedelta | Unset = UNSET,
         negative: Mapping[type[Exception], NegativeTtl] | None | Unset = UNSET,
         after_close: Literal["error", "call"] | Unset = UNSET,
+        version: str | int | None | Unset = UNSET,
+        tags: Tags | Callable[..., Tags] | Unset = UNSET,
+        depends_on: Dependencies | Unset = UNSET,
     ) -> Self:
         """Return these options with the given ones in their place, checked.
 
@@ -188,6 +258,15 @@ class CacheOptions:
             given["negative"] = _check_negative(negative)
         if after_close is not UNSET:
             given["after_close"] = check_choice("after_close", after_close, ("error", "call"))
+        if version is not UNSET:
+            given["version"] = _check_version(version)
+        if tags is not UNSET:
+            given["tags"] = tags if callable(tags) else check_tags("tags", tags)
+        if depends_on is not UNSET:
+            computed = callable(depends_on) and not hasattr(depends_on, DECORATED)
+            given["depends_on"] = (
+                depends_on if computed else check_sources("depends_on", depends_on)
+            )
         return replace(self, **given) if given else self  # type: ignore[arg-type]
 
     def negative_ttl(self, error: BaseException) -> float | None | Unset:

@@ -9,6 +9,7 @@ from typing import Any, Final, Generic, Self, TypeVar, final
 __all__ = [
     "MISSING",
     "CacheStats",
+    "Explanation",
     "FunctionInfo",
     "Invalidated",
     "LoadFailed",
@@ -67,6 +68,8 @@ class RemovalCause(StrEnum):
     EXPIRED = "EXPIRED"
     EVICTED = "EVICTED"
     DELETED = "DELETED"
+    """By its key, or because something that it depends on was written or invalidated."""
+    TAG_INVALIDATED = "TAG_INVALIDATED"
     CLEARED = "CLEARED"
     REJECTED = "REJECTED"
     """A newer value was too large to store; the older one may not stay."""
@@ -117,6 +120,55 @@ class LockGrant:
 
     token: int
     ttl: float | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Everything known about a key: the answer of `AsyncSafeCache.explain`. `str()` is for people.
+
+    Attributes:
+        name: Of the function or the cache that the key belongs to.
+        hit: Whether a read would be a hit now.
+        reason: Why it would not; None if it would.
+        age: Seconds since the value was stored; None if there is none.
+        ttl_left: Seconds it stays fresh; None if there is none, or for ever.
+        weight: Bytes it is accounted for; None if there is none.
+        tags: Its tags.
+        depends_on: How many keys and calls it depends on.
+        dependents: How many keys depend on it, directly.
+        generation: The cache's generation when it was stored; None if there is none.
+        version: What it was stored under.
+        remembered_failure: Type name of a failure that is remembered in its place.
+        last_removal: Why an earlier value was removed, as long as that is remembered.
+        last_load_error: Type name of the failure of the last load that failed.
+        in_flight: "running", "cancelling" or None: a load of it.
+        waiters: Callers that wait for that load.
+    """
+
+    name: str
+    hit: bool
+    reason: MissReason | None
+    age: float | None
+    ttl_left: float | None
+    weight: int | None
+    tags: tuple[str, ...]
+    depends_on: int
+    dependents: int
+    generation: int | None
+    version: object
+    remembered_failure: str | None
+    last_removal: MissReason | None
+    last_load_error: str | None
+    in_flight: str | None
+    waiters: int
+
+    def __str__(self) -> str:
+        known = ((each.name, getattr(self, each.name)) for each in fields(self))
+        return "\n".join(f"{name:>18}  {value}" for name, value in known if value not in (None, ()))
+
+    def __repr__(self) -> str:
+        return f"<Explanation of a key of {self.name}>"  # tags may name a user
 
 
 @final
@@ -244,6 +296,8 @@ class CacheStats:
         evictions: Live entries removed to hold a bound.
         rejected: Values that were returned and not stored.
         estimated_weights: Stored values whose bytes are partly an estimate.
+        inconsistent_reads: Fresh entries older than the last change of something they depend
+            on, met by a read and not served: always 0, or this library has a fault.
         misses_by_reason: Misses for each `MissReason`.
         removals_by_cause: Removed entries for each `RemovalCause`; those of a large
             clear when their memory is freed.
@@ -259,6 +313,7 @@ class CacheStats:
     evictions: int = 0
     rejected: int = 0
     estimated_weights: int = 0
+    inconsistent_reads: int = 0
     misses_by_reason: Mapping[str, int] = field(default_factory=_no_counts)
     removals_by_cause: Mapping[str, int] = field(default_factory=_no_counts)
     evictions_by_cause: Mapping[str, int] = field(default_factory=_no_counts)

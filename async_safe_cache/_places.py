@@ -1,0 +1,111 @@
+"""Where the keys that users give are stored: raw keys, `Key`s, and what a value depends on."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final, cast, final
+
+from ._entries import Namespace
+from ._function import function_of
+from ._keys import PLAIN, DataKey, Key, canonical
+from ._marks import Marks, Place
+from .options import DECORATED, CacheOptions, check_sources, check_tags
+
+__all__ = ["Places"]
+
+_PLAIN: Final = PLAIN
+
+
+@final
+class Places:
+    """The keys of one cache."""
+
+    def __init__(self, name: str, store: object, raw: Namespace) -> None:
+        self.name = name
+        self.store = store
+        self.raw = raw
+
+    def of(self, key: object) -> tuple[Namespace, DataKey, object]:
+        """Return where *key* is stored: namespace, data key, kind."""
+        cls = type(key)
+        if cls is Key:
+            known = cast("Key", key)
+            space = known.space
+            if not isinstance(space, Namespace) or space.store is not self.store:
+                raise ValueError(f"{known!r} belongs to another cache than {self.name!r}")
+            return space, known.data, known.kind
+        data = canonical(key, "key", raw=True)
+        return self.raw, data, cls if cls in _PLAIN else None
+
+    def several(self, keys: Iterable[Any]) -> dict[Any, Place]:
+        """Return where each of *keys* is stored, by the keys as given, in first-seen order.
+
+        Raises:
+            ValueError: Python holds two of them equal and the cache does not.
+        """
+        places: dict[Any, Place] = {}
+        for key in keys:
+            space, data, _ = self.of(key)
+            if places.setdefault(key, (space, data)) != (space, data):
+                raise ValueError(
+                    "get_many got two keys that Python holds equal and the cache tells apart, "
+                    "such as 1 and True: ask for them in two calls"
+                )
+        return places
+
+    def marks(
+        self,
+        options: CacheOptions,
+        place: Place,
+        call: Callable[[Callable[..., Any]], Any] | None = None,
+        added: list[str] | None = None,
+    ) -> Marks | None:
+        """Return what is to be stored at *place* besides the value; None for nothing.
+
+        Args:
+            options: What the call says.
+            place: Where its value is stored.
+            call: Calls an option that is computed from the call's arguments, with them.
+            added: Where the loader puts the tags that it adds, if it can.
+
+        Raises:
+            TypeError: A computed option is of a wrong type.
+            ValueError: It is out of range; or a value depends on itself, or on another cache's.
+            Exception: Whatever a computed option raised.
+        """
+        space = place[0]
+        version = options.version
+        if not (options.tags or options.depends_on or added is not None):
+            return None if version == space.version else Marks(version=version)
+        tags = options.tags
+        if not isinstance(tags, tuple):
+            tags = check_tags("tags", _computed("tags", tags, call))
+        depends_on = options.depends_on
+        if not isinstance(depends_on, tuple):
+            depends_on = check_sources("depends_on", _computed("depends_on", depends_on, call))
+        sources = tuple(dict.fromkeys(map(self._source, depends_on)))
+        if place in sources:
+            raise ValueError("depends_on names the entry itself, which would invalidate itself")
+        return Marks(tags, sources, version, added)
+
+    def _source(self, source: Any) -> Place:
+        """Return the place of one thing that a value depends on: a key or a call."""
+        fn, *arguments = source if isinstance(source, tuple) and source else (source,)
+        if not hasattr(fn, DECORATED):
+            return self.of(source)[:2]
+        function, instance = function_of(fn)
+        if function.store is not self.store:
+            raise ValueError(
+                f"depends_on names {function.name}, which belongs to another cache than "
+                f"{self.name!r}: a change there is not seen here"
+            )
+        return function.address(function.bind(*instance, *arguments))[:2]
+
+
+def _computed(
+    name: str, option: Callable[..., Any], call: Callable[[Callable[..., Any]], Any] | None
+) -> Any:
+    if call is None:
+        raise TypeError(
+            f"{name} can be computed from the arguments of a decorated call only: "
+            "give the value itself here"
+        )
+    return call(option)
