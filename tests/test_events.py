@@ -235,7 +235,9 @@ def _random_life(chance: random.Random) -> tuple[dict[str, int], dict[str, int]]
                 chance.choice([*functions, owner.method])(key)
             elif action < 80:
                 size = 300_000 if action < 73 else key
-                await cache.set(key % 10, size, ttl=chance.choice([None, 0.1, 2]))
+                await cache.set(
+                    key % 10, size, ttl=chance.choice([None, 0.1, 2]), tags=str(key % 3)
+                )
             elif action < 90:
                 await chance.choice([cache.delete, cache.expire])(key % 10)
             elif action == 90:
@@ -249,6 +251,8 @@ def _random_life(chance: random.Random) -> tuple[dict[str, int], dict[str, int]]
                 gc.collect()
             elif action == 95:
                 await cache.clear()
+            elif action == 96:
+                await cache.invalidate_tags("1")
         await cache.aclose()
 
     run_virtual(main(), clock)
