@@ -372,7 +372,8 @@ class AsyncSafeCache:
         )
         space, data, kind = self._place(key)
         added = None if context is None else context.tags
-        marks = self._places.marks(options, (space, data), added=added)
+        own = space.version if version is UNSET else options.version
+        marks = self._places.marks(options, (space, data), added=added, version=own)
         self._sweeper.revive()
         return await self._loads.load(space, data, kind, call, (), options, marks)
 
@@ -506,7 +507,7 @@ class AsyncSafeCache:
             UnsupportedKeyError: *key* cannot be a key.
             CacheClosedError: The cache is closed.
         """
-        if isinstance(by, bool) or not isinstance(by, (int, float)):
+        if isinstance(by, bool) or not isinstance(by, (int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"by must be a number, not {type(by).__name__}")
 
         def plus(value: Any) -> Any:
@@ -560,15 +561,14 @@ class AsyncSafeCache:
         if not named:
             return 0
         async with self._sections.writing():
-            removed, more = self._engine.invalidate_tags(named, TAG_SLICE)
+            removed, pool = self._engine.invalidate_tags(named, TAG_SLICE)
         try:
-            while more:
+            while pool:
                 await asyncio.sleep(0)
-                count, more = self._engine.invalidate_tags((), TAG_SLICE)
-                removed += count
+                removed += self._engine.go_on(pool, TAG_SLICE)
         finally:
-            if more:  # cancelled: what has begun is finished, at the price of a stall
-                self._engine.invalidate_tags((), math.inf)
+            if pool:  # cancelled: what has begun is finished, at the price of a stall
+                self._engine.go_on(pool, math.inf)
         return removed
 
     async def touch(self, key: object, ttl: Ttl) -> bool:

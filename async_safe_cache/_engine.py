@@ -504,20 +504,27 @@ class Engine:
                 self.journals.discard(ref(journal))
                 if journal.changed:
                     return False
+            removed = 0
+            gone: list[Place] = []
             for (space, key), write in writes.items():
                 fenced = self._fence(space, key, doomed)
                 if write is not None:
                     self.store.retire(space, key, now, dropped)
                 else:
                     cause = RemovalCause.DELETED
-                    self.store.remove(space, key, cause, now, dropped, fenced=fenced)
+                    removed += self.store.remove(space, key, cause, now, dropped, fenced=fenced)
+                    self._note(space, key)
+                    gone.append((space, key))
             if tags:
-                self._condemn(tags, now, dropped, doomed)
-                self._remove_tagged(math.inf, now, dropped, doomed)
+                pool = self._condemn(tags, now, dropped, doomed)
+                removed += self._remove_tagged(pool, math.inf, now, dropped, doomed)
             self._change(writes, now, dropped, doomed)
             for (space, key), write in writes.items():
                 if write is not None:
                     self._publish(space, key, write, now, dropped)
+            if self.store.events is not None and (gone or tags):
+                cause = RemovalCause.DELETED if gone else RemovalCause.TAG_INVALIDATED
+                self.store.events.invalidated(cause, removed, tuple(gone), tuple(tags))
             return True
 
         return bool(self.write(action))
@@ -618,42 +625,48 @@ class Engine:
         """Locked. Tell whether a tag of the value that *flight* has loaded was invalidated."""
         return bool(tags) and self.store.fences.hold_back(tags, flight.generation)
 
-    def invalidate_tags(self, tags: tuple[str, ...], limit: float) -> tuple[int, bool]:
-        """Begin, or with no *tags* go on, to remove what has one of *tags*; fence their loads.
+    def invalidate_tags(self, tags: tuple[str, ...], limit: int) -> tuple[int, dict[Entry, None]]:
+        """Begin to remove what has one of *tags*, and fence the loads of such.
 
-        Returns how many fresh values were removed, and whether there are more.
+        Returns how many fresh values were removed, and the pool of what is to follow.
         """
-        more = False
+        pool: dict[Entry, None] = {}
 
         def action(now: float, dropped: list[object], doomed: list[Flight]) -> int:
-            nonlocal more
+            nonlocal pool
             self.admit()
-            if tags:
-                self._condemn(tags, now, dropped, doomed)
-            removed = self._remove_tagged(limit, now, dropped, doomed)
-            more = self.store.tags.condemned > 0
-            if self.store.events is not None and tags:
-                count = removed + self.store.tags.condemned
-                self.store.events.invalidated(RemovalCause.TAG_INVALIDATED, count, (), tags)
+            pool = self._condemn(tags, now, dropped, doomed)
+            removed = self._remove_tagged(pool, limit, now, dropped, doomed)
+            if self.store.events is not None:
+                cause = RemovalCause.TAG_INVALIDATED
+                self.store.events.invalidated(cause, removed + len(pool), (), tags)
             return removed
 
-        return self.write(action), more
+        return self.write(action), pool
+
+    def go_on(self, pool: dict[Entry, None], limit: float) -> int:
+        """Remove up to *limit* entries of *pool*; return how many were fresh."""
+
+        def action(now: float, dropped: list[object], doomed: list[Flight]) -> int:
+            return self._remove_tagged(pool, limit, now, dropped, doomed)
+
+        return self.write(action)
 
     def _condemn(
         self, tags: Collection[str], now: float, dropped: list[object], doomed: list[Flight]
-    ) -> None:
+    ) -> dict[Entry, None]:
         """Locked. Condemn what is stored under *tags*; fence what is loaded under them.
 
         A load that may still add tags is joined by nobody any more, and is stored only
         if in the end it has none of them.
         """
         store, flights = self.store, self.flights
-        store.tags.condemn(tags)
+        pool = store.tags.condemn(tags)
         marked = flights.marked()
         if not any(flight.marks.added is not None for flight in marked):
             store.fences.take_down()
         if not marked:
-            return
+            return pool
         store.generation += 1
         open_ended = False
         for flight in marked:
@@ -667,12 +680,18 @@ class Engine:
                 flights.set_apart(flight.key)
         if open_ended:
             store.fences.put_up(tags, store.generation)
+        return pool
 
     def _remove_tagged(
-        self, limit: float, now: float, dropped: list[object], doomed: list[Flight]
+        self,
+        pool: dict[Entry, None],
+        limit: float,
+        now: float,
+        dropped: list[object],
+        doomed: list[Flight],
     ) -> int:
         """Locked. Remove condemned entries and their dependents; return how many were fresh."""
-        removed = self.store.remove_tagged(now, limit, dropped)
+        removed = self.store.remove_tagged(pool, now, limit, dropped)
         places = [(entry.space, entry.key) for entry in removed]
         self._change(places, now, dropped, doomed)
         for place in places if self.journals else ():

@@ -7,7 +7,7 @@ from ._entries import Namespace
 from ._function import function_of
 from ._keys import PLAIN, DataKey, Key, canonical
 from ._marks import Marks, Place
-from .options import DECORATED, CacheOptions, check_sources, check_tags
+from .options import DECORATED, UNSET, CacheOptions, check_sources, check_tags
 
 __all__ = ["Places"]
 
@@ -57,6 +57,7 @@ class Places:
         place: Place,
         call: Callable[[Callable[..., Any]], Any] | None = None,
         added: list[str] | None = None,
+        version: object = UNSET,
     ) -> Marks | None:
         """Return what is to be stored at *place* besides the value; None for nothing.
 
@@ -65,6 +66,7 @@ class Places:
             place: Where its value is stored.
             call: Calls an option that is computed from the call's arguments, with them.
             added: Where the loader puts the tags that it adds, if it can.
+            version: Of this call alone; that of the function, or of the cache, if not given.
 
         Raises:
             TypeError: A computed option is of a wrong type.
@@ -72,14 +74,15 @@ class Places:
             Exception: Whatever a computed option raised.
         """
         space = place[0]
-        version = options.version
+        if version is UNSET:
+            version = space.version
         if not (options.tags or options.depends_on or added is not None):
             return None if version == space.version else Marks(version=version)
         tags = options.tags
-        if not isinstance(tags, tuple):
+        if callable(tags):
             tags = check_tags("tags", _computed("tags", tags, call))
         depends_on = options.depends_on
-        if not isinstance(depends_on, tuple):
+        if callable(depends_on):
             depends_on = check_sources("depends_on", _computed("depends_on", depends_on, call))
         sources = tuple(dict.fromkeys(map(self._source, depends_on)))
         if place in sources:
@@ -88,9 +91,10 @@ class Places:
 
     def _source(self, source: Any) -> Place:
         """Return the place of one thing that a value depends on: a key or a call."""
-        fn, *arguments = source if isinstance(source, tuple) and source else (source,)
+        call: tuple[Any, ...] = source if isinstance(source, tuple) and source else (source,)  # pyright: ignore[reportUnknownVariableType]
+        fn, arguments = call[0], call[1:]
         if not hasattr(fn, DECORATED):
-            return self.of(source)[:2]
+            return self.of(source)[:2]  # pyright: ignore[reportUnknownArgumentType]
         function, instance = function_of(fn)
         if function.store is not self.store:
             raise ValueError(

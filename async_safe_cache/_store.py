@@ -269,10 +269,12 @@ class Store:
         if old is not None:
             self._unlink(old, _EXPIRED if old.deadline <= now else _REPLACED, dropped)
 
-    def remove_tagged(self, now: float, limit: float, dropped: list[object]) -> list[Entry]:
-        """Remove up to *limit* entries of tags that were condemned; return the fresh ones."""
+    def remove_tagged(
+        self, pool: dict[Entry, None], now: float, limit: float, dropped: list[object]
+    ) -> list[Entry]:
+        """Remove up to *limit* entries that were condemned; return the fresh ones."""
         removed: list[Entry] = []
-        for entry in self.tags.take(limit):
+        for entry in self.tags.take(pool, limit):
             if entry.space.data.get(entry.key) is entry:
                 fresh = entry.deadline > now
                 self._unlink(entry, RemovalCause.TAG_INVALIDATED if fresh else _EXPIRED, dropped)

@@ -27,7 +27,8 @@ class TagIndex(Generic[E]):
     def __init__(self) -> None:
         # Bounded by the entries and the tags that each may have: none is empty.
         self._tagged: dict[str, dict[E, None]] = {}
-        self._condemned: dict[E, None] = {}  # of invalidated tags, to be removed; likewise
+        # Of invalidated tags, to be removed, a pool for each invalidation; likewise.
+        self._condemned: list[dict[E, None]] = []
 
     def add(self, entry: E, tags: Iterable[str]) -> None:
         """Take *entry* in under each of *tags*."""
@@ -46,24 +47,30 @@ class TagIndex(Generic[E]):
                 known.pop(entry, None)
                 if not known:
                     del self._tagged[tag]
-        self._condemned.pop(entry, None)
+        for pool in self._condemned:
+            pool.pop(entry, None)
 
-    def condemn(self, tags: Iterable[str]) -> None:
-        """Set apart what carries any of *tags* now: `take` returns it, piece by piece."""
+    def condemn(self, tags: Iterable[str]) -> dict[E, None]:
+        """Set apart what carries any of *tags* now, and return it: to be taken, piece by piece.
+
+        What leaves the store meanwhile leaves that pool too.
+        """
+        pool: dict[E, None] = {}
         for tag in tags:
             known = self._tagged.pop(tag, None)
             if known is not None:
-                self._condemned = self._condemned | known if self._condemned else known
+                pool = pool | known if pool else known
+        if pool:
+            self._condemned.append(pool)
+        return pool
 
-    def take(self, limit: float) -> list[E]:
-        """Return up to *limit* condemned entries; the caller removes them."""
-        take = self._condemned.popitem
-        return [take()[0] for _ in range(int(min(limit, len(self._condemned))))]
-
-    @property
-    def condemned(self) -> int:
-        """How many entries are to be taken."""
-        return len(self._condemned)
+    def take(self, pool: dict[E, None], limit: float) -> list[E]:
+        """Return up to *limit* entries of *pool*; the caller removes them."""
+        take = pool.popitem
+        taken = [take()[0] for _ in range(int(min(limit, len(pool))))]
+        if not pool:
+            self._condemned = [each for each in self._condemned if each]
+        return taken
 
     def spoils(self) -> dict[str, dict[E, None]]:
         """Return the containers themselves, to be emptied in slices once this is replaced."""
@@ -74,7 +81,8 @@ class TagIndex(Generic[E]):
         expected: dict[str, set[E]] = {}
         for entry, tags in entries:
             for tag in tags:
-                if entry in self._condemned and entry not in self._tagged.get(tag, ()):
+                condemned = any(entry in pool for pool in self._condemned)
+                if condemned and entry not in self._tagged.get(tag, ()):
                     continue
                 expected.setdefault(tag, set()).add(entry)
         if {tag: set(known) for tag, known in self._tagged.items()} != expected:

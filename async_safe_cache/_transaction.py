@@ -75,19 +75,14 @@ class Transaction:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None and not self._over:
-            self._check()
-            try:
+        try:
+            if kind is None:
+                self._check()
                 async with self._sections.writing():
                     self._commit()
-            finally:
-                self._end()
-        else:
-            self._end()
-
-    def _end(self) -> None:
-        self._over = True
-        self._writes, self._tags, self._journal = {}, {}, None
+        finally:
+            self._over = True
+            self._writes, self._tags, self._journal = {}, {}, None
 
     def _commit(self) -> None:
         if not (self._writes or self._tags or self._journal):

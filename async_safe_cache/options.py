@@ -142,20 +142,21 @@ def check_tags(name: str, value: object) -> tuple[str, ...]:
     meaning = f"a str or a sequence of str, each of 1 to {LONGEST_TAG} characters"
     if isinstance(value, str):
         value = (value,)
-    if not isinstance(value, (list, tuple, set, frozenset, Sequence, AbstractSet)) or isinstance(
-        value, (bytes, bytearray, memoryview)
+    several: Any = value
+    if isinstance(several, (bytes, bytearray, memoryview)) or not isinstance(
+        several, (Sequence, AbstractSet)
     ):
-        raise TypeError(f"{name} must be {meaning}, not {type(value).__name__}")
-    given: tuple[Any, ...] = tuple(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    for tag in given:
+        raise TypeError(f"{name} must be {meaning}, not {type(several).__name__}")  # pyright: ignore[reportUnknownArgumentType]
+    given: list[str] = []
+    tag: Any
+    for tag in several:  # pyright: ignore[reportUnknownVariableType]
         if not isinstance(tag, str):
-            raise TypeError(
-                f"{name} must be {meaning}; one of them is of type {type(tag).__name__}"
-            )
+            kind: str = type(tag).__name__  # pyright: ignore[reportUnknownArgumentType]
+            raise TypeError(f"{name} must be {meaning}; one of them is of type {kind}")
         if not 0 < len(tag) <= LONGEST_TAG:
             raise ValueError(f"{name} must be {meaning}; one of them has {len(tag)}")
-    # A subclass of str may hash as it likes.
-    tags = tuple(dict.fromkeys([str.__str__(tag) for tag in given]))
+        given.append(str.__str__(tag))  # a subclass of str may hash as it likes
+    tags = tuple(dict.fromkeys(given))
     if len(tags) > MOST_TAGS:
         raise ValueError(f"{name} must be at most {MOST_TAGS} tags, not {len(tags)}")
     return tags
@@ -163,10 +164,10 @@ def check_tags(name: str, value: object) -> tuple[str, ...]:
 
 def check_sources(name: str, value: object) -> tuple[object, ...]:
     """Return what a value depends on as a tuple of keys and calls; these are not looked into."""
-    several = isinstance(value, (list, set, frozenset)) or (
-        isinstance(value, tuple) and not (value and callable(value[0]))  # pyright: ignore[reportUnknownArgumentType]
-    )
-    sources: tuple[object, ...] = tuple(value) if several else (value,)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportUnknownVariableType, reportUnknownArgumentType]
+    items: Any = value
+    call = isinstance(value, tuple) and bool(items) and callable(items[0])
+    several = isinstance(value, (list, tuple, set, frozenset)) and not call
+    sources: tuple[object, ...] = tuple(items) if several else (items,)
     if len(sources) > MOST_SOURCES:
         raise ValueError(f"{name} must be at most {MOST_SOURCES} keys or calls, not {len(sources)}")
     return sources
