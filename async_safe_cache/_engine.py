@@ -27,6 +27,7 @@ from ._dead_loops import Guards
 from ._entries import Counters, Entry, Namespace
 from ._flights import Failure, Flight, Flights, current_flight
 from ._health import Recent
+from ._journal import Journal
 from ._keys import DataKey
 from ._protocols import Clock, Weigher
 from ._store import ENTRY_OVERHEAD, Store
@@ -110,6 +111,7 @@ class Engine:
         # What finalisers asked for; bounded by what was collected since the last write.
         self.later: deque[Callable[[list[object]], object]] = deque()
         self._lock = store.lock
+        self.journals: set[Journal] = set()  # bounded by the loads that ask for one
         self.guards = Guards(self.flights, store.lock)
         # Not in the stubs, but what threading.Condition asks every RLock.
         self._is_mine: Callable[[], bool] = cast("Any", store.lock)._is_owned
@@ -177,6 +179,7 @@ class Engine:
             if key[0] is space:
                 # Whoever still waits keeps the load alive; nobody new can ask for it.
                 self.flights.fence(key)
+        self.note_all()
         self.store.clear_spaces((space,), RemovalCause.COLLECTED, -math.inf, dropped)
 
     def measure(self, load_key: DataKey, value: object) -> int:
@@ -324,6 +327,7 @@ class Engine:
 
         def action(now: float, dropped: list[object], doomed: list[Flight]) -> int:
             gone = set(spaces())
+            self.note_all()
             for space, key in self.flights.registered():
                 if space in gone and self._fence(space, key, doomed):
                     self.store.remove(space, key, cause, now, dropped, fenced=True)
@@ -339,6 +343,7 @@ class Engine:
         wreck: list[Any] = []
 
         def action(now: float, dropped: list[object], doomed: list[Flight]) -> int:
+            self.note_all()
             for space, key in self.flights.registered():
                 if self._fence(space, key, doomed):
                     self.store.remove(space, key, RemovalCause.CLEARED, now, dropped, fenced=True)
@@ -375,7 +380,14 @@ class Engine:
             self.catch_up(dropped)
             return self.store.free(-math.inf, limit, dropped) == limit
 
+    def note_all(self) -> None:
+        """Locked. Note in every journal that anything may have changed."""
+        for journal in tuple(self.journals):  # a copy: a load that is over takes out its own
+            journal.note_all()
+
     def _fence(self, space: Namespace, key: DataKey, doomed: list[Flight]) -> bool:
+        for journal in tuple(self.journals) if self.journals else ():
+            journal.note((space, key))
         fenced, abandoned = self.flights.fence((space, key))
         if abandoned is not None:
             doomed.append(abandoned)
@@ -413,6 +425,7 @@ class Engine:
         flights = self.flights.leave_behind()
         self.guards.forget()
         self.workers.clear()
+        self.journals.clear()
         if self.state is State.DRAINING:
             self.state = State.CLOSED  # whoever was closing it is not here to do the rest
         if torn or self.state is State.CLOSED:

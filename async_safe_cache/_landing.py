@@ -13,8 +13,8 @@ User code (weigher, clock, `negative=`) runs before the lock is taken.
 import asyncio
 import logging
 import math
-from collections.abc import Callable
-from typing import Any, Final, final
+from collections.abc import Callable, Collection
+from typing import Any, Final, cast, final
 
 from ._engine import Engine, check_value
 from ._flights import Failure, Flight, Loop, Outcome, ThreadWaiter, Waiter, wake
@@ -94,7 +94,7 @@ class Landing:
             else:
                 return self._keep(flight, value, weight, now)
         try:
-            return self._fail(flight, error, rejected, now)
+            return self.fail((flight,), error, rejected, now)
         finally:
             del error
 
@@ -127,12 +127,15 @@ class Landing:
         wake(waiting, outcome, flight.loop)
         return outcome
 
-    def _fail(
-        self, flight: Flight, error: BaseException, rejected: bool, now: float | None
+    def fail(
+        self,
+        flights: Collection[Flight],
+        error: BaseException,
+        rejected: bool,
+        now: float | None,
     ) -> Outcome:
-        """End *flight* with *error*; remember it, if that is asked for."""
-        engine = self.engine
-        space, key = flight.key
+        """End *flights*, which one load was to answer, with *error*; remember it, if asked to."""
+        flight = next(iter(flights))
         _, _, _, options = flight.load or _ENDED
         interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
         cancelled = interrupted or isinstance(error, asyncio.CancelledError)
@@ -150,6 +153,27 @@ class Landing:
         remember: float | None | Unset = UNSET
         if not cancelled and not rejected and options.negative:
             remember = self._remember(options, error)
+        # One failure for all: once the first is told, its exception may be raised, and change.
+        outcome = Outcome(None, failure, now)
+        for each in flights:
+            self._tell(each, outcome, remember, rejected, cancelled, stopped_from_outside)
+        return outcome
+
+    def _tell(
+        self,
+        flight: Flight,
+        outcome: Outcome,
+        remember: float | None | Unset,
+        rejected: bool,
+        cancelled: bool,
+        stopped_from_outside: bool,
+    ) -> None:
+        """End *flight* with the failure in *outcome*."""
+        engine, now = self.engine, outcome.ended
+        space, key = flight.key
+        failure = cast("Failure", outcome.failure)
+        stopped_by = failure.error.__cause__ if cancelled else None
+        interrupted = isinstance(stopped_by, (KeyboardInterrupt, SystemExit))
         dropped: list[object] = []
         with self._lock:
             engine.catch_up(dropped)
@@ -160,8 +184,11 @@ class Landing:
             ended = not (cancelled and flight.cancelling) and (
                 not stopped_from_outside or any(_is_near(w, flight) for w in flight.waiters.items())
             )
-            counters.loads += ended
-            counters.load_errors += ended
+            if flight.group is None:
+                counters.loads += ended
+                counters.load_errors += ended
+            elif ended:
+                flight.group.count(failed=True)
             if not self.flights.land(flight):
                 pass
             elif rejected:
@@ -180,9 +207,7 @@ class Landing:
             # asyncio.run ends its loop so. To who waits elsewhere that is no answer: load again.
             wake(dict(each for each in waiting.items() if not _is_near(each, flight)), None)
             waiting = dict(each for each in waiting.items() if _is_near(each, flight))
-        outcome = Outcome(None, failure, now)
         wake(waiting, outcome)
-        return outcome
 
     def _remember(self, options: CacheOptions, error: BaseException) -> float | None | Unset:
         try:

@@ -593,7 +593,7 @@ MUTANTS = (
         line="§3.7",
         what="A load that awaits its own key waits for itself for ever.",
         file="_flights.py",
-        old="if current is target:",
+        old="if (target.group or target) is me:",
         new="if False:",
         found_by=(
             "a_load_of_its_own_key_is_told_so",
@@ -605,7 +605,7 @@ MUTANTS = (
         line="§3.7",
         what="Two loads that await each other hang.",
         file="_flights.py",
-        old="if waited is current:",
+        old="if run is me:",
         new="if False:",
         found_by=(
             "two_loads_that_wait_for_each_other_are_told_so",
