@@ -3,11 +3,8 @@
 A caller of many keys goes round by round until no key is open:
 
     enter   under the lock, for each open key: a hit? a flight to join? one to wait out?
-            else a flight of its own; those of one round are a group
-    run     the group's loader, once, in a task of the cache's own
-    land    under the lock, all keys in one step: each is stored only if the registry
-            still holds its flight
-    answer  whoever waits for any of them
+            else a flight of its own; those of one round are one load, see `_bulk_load`
+    wait    for all of them, or for the first that fails
 
 To a flight the caller is a waiter like any: at each it leaves a `Share`, which has the
 methods of a future. So joining, fencing, leaving and closing know nothing of many keys,
@@ -17,35 +14,24 @@ first flight of a round is opened.
 
 import asyncio
 import logging
-import math
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager
-from contextvars import copy_context
-from inspect import isawaitable
-from typing import Any, Final, cast, final
+from typing import Any, Final, final
 
-from ._engine import State, cancel, check_value
-from ._entries import Entry, Namespace
+from ._bulk_load import BulkLoad, LoadMany, Placing
+from ._engine import State, cancel
+from ._entries import Entry
 from ._flights import Failure, Flight, Group, Loop, Outcome, Place, current_flight, wake
-from ._journal import Journal
-from ._keys import DataKey
-from ._landing import MANY, trimmed
 from ._loads import Loads, Step
-from ._tasks import start
 from .errors import CacheClosedError, LoadCancelledError
 from .options import CacheOptions
 
-__all__ = ["Asked", "Bulk", "Placing"]
+__all__ = ["Asked", "Bulk"]
 
 _log = logging.getLogger("async_safe_cache")
 
 Asked = dict[Place, tuple[Any, object]]
 """By place: the key as the caller gave it, and its kind."""
-
-Placing = Callable[[object], tuple[Namespace, DataKey, object]]
-"""Where a key is stored, and its kind; raises for what cannot be a key."""
-
-LoadMany = Callable[[list[Any]], Any]
 
 
 @final
@@ -104,39 +90,6 @@ def _release(shares: Iterable[Share]) -> None:
 
 
 @final
-class _Run:
-    """One run of a loader of many keys, and the flights that it answers.
-
-    Attributes:
-        omitted: Of the flights, those whose keys it did not give.
-        journal: What changed since it began, if more than what was asked for is stored.
-    """
-
-    __slots__ = ("call", "flights", "group", "journal", "keys", "omitted", "options", "placing")
-
-    def __init__(
-        self, call: LoadMany, options: CacheOptions, placing: Placing, group: Group
-    ) -> None:
-        self.call = call
-        self.options = options
-        self.placing = placing
-        self.group = group
-        self.keys: list[Any] = []
-        self.flights: dict[Place, Flight] = {}
-        self.omitted: set[Flight] = set()
-        self.journal: Journal | None = None
-
-    @property
-    def lead(self) -> Flight:
-        """The first of the flights: what the loader's tasks are part of."""
-        return next(iter(self.flights.values()))
-
-
-Extra = tuple[Namespace, DataKey, object, object]
-"""A value that nobody asked for: where it belongs, the kind of its key, the value."""
-
-
-@final
 class Bulk:
     """The loads of many keys of one cache."""
 
@@ -145,7 +98,6 @@ class Bulk:
         self.engine = loads.engine
         self.flights = loads.flights
         self.store = loads.store
-        self.landing = loads.landing
         self._lock = loads.engine.store.lock
 
     async def load(
@@ -190,7 +142,7 @@ class Bulk:
         turn = _Round(loop)
         shares: list[Share] = []
         begun = self.engine.clock()
-        run = _Run(call, options, placing, Group(None))
+        run = BulkLoad(self.loads.landing, call, options, placing)
         failed = self._enter(
             asked, answers, run, turn, shares, current, loop, begun, counted, store_extras
         )
@@ -200,7 +152,7 @@ class Bulk:
         timer = None
         try:
             if run.flights:
-                self._start(run, loop)
+                run.start(loop)
             if slow:
                 timer = loop.call_later(options.cancel_grace, _release, slow)
             with self._guarding(shares, loop):
@@ -242,7 +194,7 @@ class Bulk:
         self,
         asked: Asked,
         answers: dict[Place, Any],
-        run: _Run,
+        run: BulkLoad,
         turn: _Round,
         shares: list[Share],
         current: Flight | None,
@@ -277,7 +229,11 @@ class Bulk:
                 space, key = place
                 flight = found
                 if flight is None or flight.done:
-                    flight = self._open(place, asked[place], run, current, loop, alone)
+                    opened = flights.open_alone if alone else flights.open
+                    flight = opened(place, space.name, loop)
+                    if current is not None:
+                        flight.depth = current.depth + 1
+                    run.add(flight, *asked[place])
                     step = Step.LEAD
                 elif flight.cancelling:
                     step = Step.CLEAN_UP
@@ -297,8 +253,7 @@ class Bulk:
                 if current is not None:
                     current.wait_for(flight, share)
             if store_extras and run.flights:
-                run.journal = Journal()
-                engine.journals.add(run.journal)
+                run.keep_journal()
         return None
 
     def _look(
@@ -331,32 +286,6 @@ class Bulk:
                     self.loads._refuse_deadlock(current, flight, loop)
             others.append((place, flight))
         return hits, others
-
-    def _open(
-        self,
-        place: Place,
-        asked: tuple[Any, object],
-        run: _Run,
-        current: Flight | None,
-        loop: Loop,
-        alone: bool,
-    ) -> Flight:
-        """Locked. Open a flight of the caller's own, in the group of *run*."""
-        given, kind = asked
-        name = place[0].name
-        opened = self.flights.open_alone if alone else self.flights.open
-        flight = opened(place, name, loop)
-        flight.load = kind, run.call, (), run.options
-        if current is not None:
-            flight.depth = current.depth + 1
-        if run.options.on_abandon == "finish":
-            flight.keep = True
-        if not run.flights:
-            run.group.counters = place[0].counters
-        run.group.add(flight)
-        run.flights[place] = flight
-        run.keys.append(given)
-        return flight
 
     @contextmanager
     def _guarding(self, shares: list[Share], loop: Loop) -> Generator[None, None, None]:
@@ -398,198 +327,6 @@ class Bulk:
                 slow[0].flight.name,
                 grace,
             )
-
-    # -- the load
-
-    def _start(self, run: _Run, loop: Loop) -> None:
-        """Run the loader in a task of the cache's own, which no caller owns."""
-        lead = run.lead
-        context = copy_context()
-        context.run(current_flight.set, lead)
-        running = self._run(run)
-        try:
-            # Not at once: one turn of the loop is nothing beside many keys.
-            name = f"load of keys of {lead.name}"
-            task = start(loop, running, name=name, context=context, eager=False)
-        except BaseException as error:
-            running.close()
-            self._end(run, error)
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                raise
-            return
-        for flight in run.flights.values():
-            if not flight.done:
-                flight.task = task
-        task.add_done_callback(lambda _: self._task_done(run))
-        if run.group.stopping:
-            lead.cancel()
-
-    def _task_done(self, run: _Run) -> None:
-        """End the flights of a task that was cancelled before its first step."""
-        if not all(flight.done for flight in run.flights.values()):
-            self._end(run, asyncio.CancelledError())
-
-    async def _run(self, run: _Run) -> None:
-        """Run the loader; what comes of it goes to the waiters, never into the task."""
-        lead = run.lead
-        result: Any = None
-        error: BaseException | None = None
-        values: dict[Flight, Any] = {}
-        extras: list[Extra] = []
-        try:
-            if lead.task is None:  # some task factories begin at once
-                await asyncio.sleep(0)
-            result = run.call(list(run.keys))
-            if isawaitable(result):
-                result = await result
-            values, extras = _sorted(run, result)
-        except GeneratorExit:
-            self.engine.later.append(lambda _: self._drop(run))
-            raise
-        except BaseException as caught:  # noqa: BLE001 - every waiter gets it
-            error = trimmed(caught)
-        try:
-            if error is None:
-                try:
-                    self._land(run, values, extras)
-                except Exception as broken:  # noqa: BLE001 - a bug: nobody may wait for ever
-                    self._end(run, trimmed(broken))
-            else:
-                self._end(run, error)
-                if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                    task = asyncio.current_task()
-                    if task is not None:  # raised where it belongs; nobody else asks for it
-                        task.add_done_callback(lambda task: task.cancelled() or task.exception())
-                    raise error
-        finally:
-            self._drop(run)
-            # The loader's frames, which the error holds, lead back to this one.
-            del error, result, values, extras
-
-    def _land(self, run: _Run, values: dict[Flight, Any], extras: list[Extra]) -> None:
-        """Store and tell all that was loaded, in one step; a value that is refused fails alone."""
-        engine, store, flights = self.engine, self.store, self.flights
-        options = run.options
-        now = engine.moment_or_none()
-        good: list[tuple[Flight, object, int]] = []
-        bad: list[tuple[Flight, Exception, bool]] = []
-        for flight, value in values.items():
-            rejected = False
-            try:
-                check_value("load_many", flight.name, value)
-                rejected = True
-                good.append((flight, value, engine.measure(flight.key[1], value)))
-            except Exception as caught:  # noqa: BLE001 - who waits for it gets it
-                bad.append((flight, cast("Exception", trimmed(caught)), rejected))
-        weighed = self._weighed(extras)
-        told: list[tuple[Any, Outcome | None]] = []
-        dropped: list[object] = []
-        try:
-            with self._lock:
-                engine.catch_up(dropped)
-                if len(engine.recent.fresh) > MANY:
-                    engine.recent.count_waits()
-                run.group.count(failed=False)
-                # First, or they might evict what was asked for.
-                self._store_extras(run, weighed, now, dropped)
-                for flight, value, weight in good:
-                    space, key = flight.key
-                    if flights.land(flight):
-                        if now is None:
-                            store.reject(space, key, -math.inf, dropped)
-                        else:
-                            ttl = engine.shortened(options)
-                            kind = (flight.load or (None,))[0]
-                            store.put(space, key, kind, value, weight, ttl, now, dropped)
-                    told.append((flights.end(flight), Outcome(value, None, now)))
-                for flight in run.flights.values():
-                    if flight not in values:
-                        run.omitted.add(flight)
-                        told.append((flights.end(flight), None))
-        finally:
-            for waiting, outcome in told:
-                wake(waiting, outcome, run.lead.loop)
-        for flight, error, rejected in bad:
-            self.landing.fail((flight,), error, rejected, now)
-
-    def _weighed(self, extras: list[Extra]) -> list[tuple[Extra, int]]:
-        weighed: list[tuple[Extra, int]] = []
-        for extra in extras:
-            space, key, _, value = extra
-            try:
-                check_value("load_many", space.name, value)
-                weighed.append((extra, self.engine.measure(key, value)))
-            except Exception as error:  # noqa: BLE001 - nobody asked for it, nobody is told
-                _log.warning("a value that nobody asked for: %s", type(error).__name__)
-        return weighed
-
-    def _store_extras(
-        self,
-        run: _Run,
-        weighed: list[tuple[Extra, int]],
-        now: float | None,
-        dropped: list[object],
-    ) -> None:
-        """Locked. Store each where nothing happened since the load began, and nothing is."""
-        journal = run.journal
-        # Closed, or of a loop that was found dead: it stores nothing any more.
-        over = all(flight.done or flight.cancelling for flight in run.flights.values())
-        if journal is None or now is None or over:
-            return
-        for (space, key, kind, value), weight in weighed:
-            taken = space.closed or self.store.holds(space, key, now)
-            if taken or journal.changed((space, key)) or self.flights.get((space, key), None):
-                continue
-            ttl = self.engine.shortened(run.options)
-            self.store.put(space, key, kind, value, weight, ttl, now, dropped)
-
-    def _end(self, run: _Run, error: BaseException) -> None:
-        """Fail every key of *run*."""
-        try:
-            flights = [flight for flight in run.flights.values() if not flight.done]
-            if flights:
-                self.landing.fail(flights, error, False, self.engine.moment_or_none())
-        finally:
-            self._drop(run)
-            del error
-
-    def _drop(self, run: _Run) -> None:
-        """Let go of *run*; if anything broke on the way to its end, wake who still waits."""
-        if run.journal is not None:
-            self.engine.journals.discard(run.journal)
-        with self._lock:
-            left = [self.flights.end(each) for each in run.flights.values() if not each.done]
-            run.group.members.clear()
-        for each in left:
-            wake(each, None)
-
-
-def _sorted(run: _Run, result: Any) -> tuple[dict[Flight, Any], list[Extra]]:
-    """Return the values of *result* by the flights that wait for them, and what is left over.
-
-    Raises:
-        TypeError: *result* is no mapping.
-    """
-    if not isinstance(result, Mapping):
-        raise TypeError(
-            f"load_many of {run.lead.name!r} must return a mapping of keys to values, "
-            f"not {type(result).__name__}"
-        )
-    values: dict[Flight, Any] = {}
-    extras: list[Extra] = []
-    mapping: Mapping[Any, Any] = result  # pyright: ignore[reportUnknownVariableType]
-    for key, value in mapping.items():
-        try:
-            # Not by `==`: the answer for True is none for 1.
-            space, data, kind = run.placing(key)
-        except Exception:  # noqa: BLE001, S112 - what cannot be a key was not asked for
-            continue
-        flight = run.flights.get((space, data))
-        if flight is not None:
-            values[flight] = value
-        elif run.journal is not None:
-            extras.append((space, data, kind, value))
-    return values, extras
 
 
 @final

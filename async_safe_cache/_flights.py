@@ -234,19 +234,17 @@ class Group:
     Attributes:
         members: The one found to be needed last in front. Bounded by the caller's keys.
         waits_on: What the load waits for itself, in all its flights the same dict.
-        counters: Where the load is counted, once for all its keys.
-        counted: It is.
-        failed: So is its failure, or that of some of its values.
+        counters: Where the load was counted, once for all its keys.
+        failed: Its failure was counted, or that of some of its values.
         stopping: Nobody needs any of them: they are being cancelled.
     """
 
-    __slots__ = ("_asked", "counted", "counters", "failed", "members", "stopping", "waits_on")
+    __slots__ = ("_asked", "counters", "failed", "members", "stopping", "waits_on")
 
-    def __init__(self, counters: Any) -> None:
+    def __init__(self) -> None:
         self.members: deque[Flight] = deque()
         self.waits_on: dict[Waiter, Flight] = {}
-        self.counters = counters
-        self.counted = False
+        self.counters: Any = None
         self.failed = False
         self.stopping = False
         self._asked = False
@@ -257,13 +255,14 @@ class Group:
         flight.waits_on = self.waits_on
         self.members.append(flight)
 
-    def count(self, *, failed: bool) -> None:
-        """Locked. Count the load, and its failure, unless that was done."""
-        self.counters.loads += not self.counted
-        self.counted = True
-        if failed:
-            self.counters.load_errors += not self.failed
+    def count(self, counters: Any, *, failed: bool) -> None:
+        """Locked. Count the load in *counters*, and its failure, unless that was done."""
+        if self.counters is None:
+            self.counters = counters
+            counters.loads += 1
+        if failed and not self.failed:
             self.failed = True
+            self.counters.load_errors += 1
 
     def needed(self) -> bool:
         """Locked. Tell whether anybody needs any of them. O(1) amortised, while they are left."""

@@ -188,7 +188,7 @@ class Landing:
                 counters.loads += ended
                 counters.load_errors += ended
             elif ended:
-                flight.group.count(failed=True)
+                flight.group.count(counters, failed=True)
             if not self.flights.land(flight):
                 pass
             elif rejected:
