@@ -75,8 +75,9 @@ class Share:
     def set_result(self, outcome: Outcome | None, /) -> None:
         """Take the answer of its flight."""
         self.answered = True
-        self.outcome = outcome
-        self._round.hear(outcome)
+        if self.step is not Step.CLEAN_UP:  # what a cancelled load ends with is no answer
+            self.outcome = outcome
+        self._round.hear(self.outcome)
 
     def cancel(self) -> None:
         """Cancel the caller."""
