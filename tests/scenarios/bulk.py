@@ -44,7 +44,7 @@ def loader_of_many(
 
 
 @scenario(
-    kills=("bulk-needed-for-one-key"),
+    kills=("bulk-needed-for-one-key",),
     cancel=("first", "single"),
 )
 async def callers_of_many_and_of_one_share_each_key(lab: Lab) -> None:
