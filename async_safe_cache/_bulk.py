@@ -232,8 +232,6 @@ class Bulk:
                 if flight is None or flight.done:
                     opened = flights.open_alone if alone else flights.open
                     flight = opened(place, space.name, loop)
-                    if current is not None:
-                        flight.depth = current.depth + 1
                     run.add(flight, *asked[place])
                     step = Step.LEAD
                 elif flight.cancelling:

@@ -133,7 +133,7 @@ class BulkLoad:
         try:
             if self.lead.task is None:  # some task factories begin at once
                 await asyncio.sleep(0)
-            result = self._call(list(self._keys))
+            result = self._call(self._keys)
             if isawaitable(result):
                 result = await result
             values, extras = self._sorted(result)

@@ -21,8 +21,9 @@ from async_safe_cache import (
     _dead_loops,
     race_safe_cached,
 )
+from async_safe_cache._bulk import Bulk
 from async_safe_cache._engine import bypass
-from async_safe_cache._flights import Flight, Group
+from async_safe_cache._flights import Flight, Group, current_flight
 from async_safe_cache._journal import MOST, Journal
 
 from .test_cancellation import with_cache
@@ -153,6 +154,8 @@ def test_a_plain_function_may_load_and_any_mapping_may_answer(clock: VirtualCloc
     async def main(cache: AsyncSafeCache) -> None:
         def load(absent: list[int]) -> Mapping[int, str]:
             assert len(asyncio.all_tasks()) == 2, "it runs in a task of the cache's own"
+            running = cache._engine.flights.running
+            assert {flight.task for flight in running} == {asyncio.current_task()}
             return MappingProxyType(OrderedDict((key, str(key)) for key in reversed(absent)))
 
         assert await cache.get_or_load_many([1, 2, 3], load) == {1: "1", 2: "2", 3: "3"}
@@ -448,6 +451,7 @@ def test_no_frame_outlives_the_handlers(clock: VirtualClock) -> None:
         pass
 
     held: list[weakref.ref[Large]] = []
+    flights: list[weakref.ref[Flight]] = []
 
     async def main() -> None:
         cache = AsyncSafeCache(clock=clock)
@@ -459,6 +463,7 @@ def test_no_frame_outlives_the_handlers(clock: VirtualClock) -> None:
             raise ValueError(absent)
 
         async def gives(absent: list[str]) -> dict[str, Large]:
+            flights.extend(map(weakref.ref, cache._engine.flights.running))
             await asyncio.sleep(1)
             large = Large()
             held.append(weakref.ref(large))
@@ -477,6 +482,7 @@ def test_no_frame_outlives_the_handlers(clock: VirtualClock) -> None:
         await cache.clear()
         await settle()
         assert held.pop()() is None, "a cycle keeps a value alive"
+        assert [each() for each in flights] == [None] * 2, "a cycle keeps a flight alive"
 
     gc.collect()
     gc.disable()
@@ -628,6 +634,125 @@ def test_an_interrupt_in_a_weigher_strands_nobody(clock: VirtualClock) -> None:
         run_virtual(cache.get_or_load_many("abc", ManyLoader()), clock)
     assert not cache._engine.flights.running
     assert not cache._engine.journals
+
+
+def test_an_end_that_is_stopped_strands_nobody(clock: VirtualClock) -> None:
+    def weigh(value: object) -> int:
+        if value == "b":
+            raise asyncio.CancelledError
+        return 1
+
+    async def main(cache: AsyncSafeCache) -> None:
+        many = bulk(cache, "abc", ManyLoader())
+        await settle()
+        one = single(cache, "b", Loader("own"))
+        with pytest.raises(LoadCancelledError):
+            await many
+        assert await one == "own", "it loads for itself"
+
+    with_cache(main, clock, weigher=weigh)
+
+
+def test_a_bug_at_the_end_is_told_to_all(
+    clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main(cache: AsyncSafeCache) -> None:
+        def put(*_: object) -> bool:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(cache._engine.store, "put", put)
+        tasks = [bulk(cache, "abc", ManyLoader()), single(cache, "b", Loader())]
+        for task in tasks:
+            with pytest.raises(RuntimeError, match="a bug"):
+                await task
+        assert counts(cache)[3:] == (1, 1)
+
+    with_cache(main, clock)
+
+
+def test_a_load_whose_task_is_cancelled_before_it_begins_tells_its_callers(
+    clock: VirtualClock,
+) -> None:
+    async def main(cache: AsyncSafeCache) -> None:
+        async def cancel() -> None:
+            for task in asyncio.all_tasks():
+                if task.get_name().startswith("load of keys"):
+                    task.cancel()
+
+        load = ManyLoader()
+        many = bulk(cache, "ab", load)
+        await asyncio.create_task(cancel())
+        with pytest.raises(LoadCancelledError):
+            await many
+        assert load.asked == []
+
+    with_cache(main, clock)
+
+
+def test_a_load_that_the_collector_closes_is_ended_by_the_next_write(clock: VirtualClock) -> None:
+    async def main(cache: AsyncSafeCache) -> None:
+        many = bulk(cache, "ab", ManyLoader(), store_extras=True)
+        await settle()
+        (task,) = (each for each in asyncio.all_tasks() if each.get_name().startswith("load of"))
+        closing: Any = task.get_coro()
+        closing.close()
+        await cache.set("other", 1)
+        with pytest.raises(LoadCancelledError):
+            await many
+        assert not cache._engine.journals
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    with_cache(main, clock)
+
+
+def test_a_caller_that_the_collector_closes_leaves_at_the_next_write(clock: VirtualClock) -> None:
+    async def main(cache: AsyncSafeCache) -> None:
+        load = ManyLoader(seconds=50)
+        caller: Any = cache.get_or_load_many("ab", load)
+        caller.send(None)
+        await settle()
+        caller.close()
+        assert load.cancelled == 0
+        await cache.set("other", 1)
+        await settle()
+        assert load.cancelled == 1
+
+    with_cache(main, clock)
+
+
+def test_a_cache_that_closes_while_the_task_is_made_ends_the_load(clock: VirtualClock) -> None:
+    async def main(cache: AsyncSafeCache) -> None:
+        def make(loop: Any, coroutine: Any, **options: Any) -> Any:
+            cache._closing.shut(drain=False)
+            cache._closing.finish()
+            return asyncio.Task(coroutine, loop=loop, **options)
+
+        load = ManyLoader()
+        many = bulk(cache, "ab", load)
+        asyncio.get_running_loop().set_task_factory(make)
+        with pytest.raises(CacheClosedError):
+            await many
+        await settle()
+        assert load.asked == []
+
+    with_cache(main, clock)
+
+
+def test_a_task_that_cannot_be_made_fails_for_all_who_wait(clock: VirtualClock) -> None:
+    async def main(cache: AsyncSafeCache) -> None:
+        def make(loop: Any, coroutine: Any, **options: Any) -> Any:
+            raise MemoryError("no task")
+
+        many = bulk(cache, "ab", ManyLoader())
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(make)
+        with pytest.raises(MemoryError, match="no task"):
+            await many
+        loop.set_task_factory(None)
+        assert await cache.get_or_load_many("ab", ManyLoader()) == {"a": "a", "b": "b"}
+
+    with_cache(main, clock)
 
 
 def test_values_that_do_not_fit_are_given_and_not_stored(clock: VirtualClock) -> None:
@@ -848,10 +973,31 @@ def test_newcomers_wait_for_the_clean_up_of_an_abandoned_load(
             fresh = ManyLoader(seconds=0)
             assert await cache.get_or_load_many("cba", fresh) == {"c": "c", "b": "b", "a": "a"}
             assert fresh.asked == [["c"], ["b", "a"]]
+            loop: Any = asyncio.get_running_loop()
+            assert [each for each in loop._scheduled if not each.cancelled()] == []
         else:
             assert await cache.get_or_load("b", Loader("own")) == "own"
         assert clock.now == 1002
         assert cache.stats().overlapping_loads == 0
+
+    with_cache(main, clock)
+
+
+def test_a_key_that_was_waited_out_is_counted_once(clock: VirtualClock) -> None:
+    """A miss when it was first looked at; that it hits in the second round is no other call."""
+
+    async def main(cache: AsyncSafeCache) -> None:
+        left = bulk(cache, "ab", ManyLoader(seconds=50, cleans_for=2))
+        await settle()
+        left.cancel()
+        await settle()
+        before = counts(cache)
+        many = bulk(cache, "ac", ManyLoader(seconds=5))
+        one = single(cache, "a", Loader("own"))
+        assert await many == {"a": "own", "c": "c"}
+        assert await one == "own"
+        assert counts(cache) == (0, before[1] + 3, 0, 2, 0)
+        assert clock.now == 1005
 
     with_cache(main, clock)
 
@@ -956,15 +1102,20 @@ def test_a_load_that_awaits_any_of_its_own_keys_is_told_so(
     with_cache(main, clock)
 
 
-def test_a_circle_through_any_keys_of_two_loads_is_told_so(clock: VirtualClock) -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_circle_through_any_keys_of_two_loads_is_told_so(
+    alone: bool, clock: VirtualClock
+) -> None:
     async def main(cache: AsyncSafeCache) -> None:
         async def first(absent: list[str]) -> dict[str, str]:
             await asyncio.sleep(1)
-            return {key: await cache.get_or_load("d", Loader("d")) for key in absent}
+            if alone:
+                return {key: await cache.get_or_load("d", Loader("d")) for key in absent}
+            return dict.fromkeys(absent, await cache.get_or_load_many("xd", ManyLoader()))
 
         async def second(absent: list[str]) -> dict[str, str]:
             await asyncio.sleep(2)
-            return await cache.get_or_load_many("bx", ManyLoader())
+            return await cache.get_or_load_many("by", ManyLoader())
 
         async def third() -> str:
             await asyncio.sleep(3)
@@ -989,6 +1140,23 @@ def test_loads_that_need_keys_of_each_other_without_a_circle_go_on(clock: Virtua
 
         got = await cache.get_or_load_many(range(64, 128), load)
         assert got == dict.fromkeys(range(64, 128), 7)
+
+    with_cache(main, clock)
+
+
+def test_a_load_is_known_to_wait_only_for_what_it_waits_for_now(clock: VirtualClock) -> None:
+    async def main(cache: AsyncSafeCache) -> None:
+        async def load(absent: list[str]) -> dict[str, str]:
+            flight = current_flight.get()
+            assert flight is not None
+            await cache.get_or_load_many("xy", ManyLoader())
+            assert not flight.waits_on
+            with pytest.raises(ValueError, match="no"):
+                await cache.get_or_load_many("z", ManyLoader(error=ValueError("no")))
+            assert not flight.waits_on
+            return {}
+
+        await cache.get_or_load_many("ab", load)
 
     with_cache(main, clock)
 
@@ -1113,6 +1281,31 @@ def test_when_the_last_function_that_anybody_waits_for_ends_so_does_the_load(
         await settle()
         assert load.cancelled == 1
         await asyncio.gather(many, return_exceptions=True)
+        await cache.get_or_load_many(
+            ["b"], ManyLoader(extras={cache.key_for(f, 1): "extra"}), store_extras=True
+        )
+        assert len(cache) == 1, "nothing is stored for a function that has ended"
+
+    with_cache(main, clock)
+
+
+def test_a_load_that_may_finish_ends_with_the_function_it_is_for(clock: VirtualClock) -> None:
+    async def main(cache: AsyncSafeCache) -> None:
+        @race_safe_cached(cache, "f")
+        async def f(number: int) -> str:
+            return "own"
+
+        load = ManyLoader(seconds=5)
+        keys = [cache.key_for(f, number) for number in range(3)]
+        many = bulk(cache, keys, load, on_abandon="finish")
+        await settle()
+        many.cancel()
+        await settle()
+        closing: Any = f
+        await closing.cache_close()
+        await settle()
+        assert load.cancelled == 1
+        await asyncio.gather(many, return_exceptions=True)
 
     with_cache(main, clock)
 
@@ -1171,6 +1364,29 @@ def test_who_waits_elsewhere_takes_over_from_a_dead_loop(
     del theirs
 
 
+def test_a_loop_that_dies_while_it_is_looked_at_leads_nobody_astray(
+    clock: VirtualClock, other: VirtualLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = AsyncSafeCache(clock=clock)
+    theirs = other.create_task(cache.get_or_load_many("ab", ManyLoader(seconds=9)))
+    other.run_until_complete(settle())
+    look = Bulk._look
+
+    def looked(*args: Any) -> Any:
+        found = look(*args)
+        with cache._engine.store.lock:
+            assert len(cache._engine.flights.bury(other)[1]) <= 1, "one task, whatever the keys"
+        return found
+
+    monkeypatch.setattr(Bulk, "_look", looked)
+
+    async def main() -> None:
+        assert await cache.get_or_load_many("ba", ManyLoader()) == {"b": "b", "a": "a"}
+
+    run_virtual(main(), clock)
+    theirs.cancel()
+
+
 def test_waiting_for_many_flights_of_one_loop_takes_one_look(
     clock: VirtualClock, other: VirtualLoop
 ) -> None:
@@ -1197,7 +1413,13 @@ def test_it_works_where_tasks_begin_at_once(clock: VirtualClock) -> None:
         if factory is None:
             pytest.skip("eager tasks came with 3.12")
         asyncio.get_running_loop().set_task_factory(factory)
-        got = await cache.get_or_load_many("ab", lambda absent: dict.fromkeys(absent, 1))
+
+        def load(absent: list[str]) -> dict[str, int]:
+            running = cache._engine.flights.running
+            assert {flight.task for flight in running} == {asyncio.current_task()}
+            return dict.fromkeys(absent, 1)
+
+        got = await cache.get_or_load_many("ab", load)
         assert got == {"a": 1, "b": 1}
         error = ValueError("no")
         with pytest.raises(ValueError, match="no"):
@@ -1320,5 +1542,9 @@ def test_each_key_is_one_call_and_waits_are_measured(clock: VirtualClock) -> Non
         assert cache.stats().calls == 5
         assert cache.stats().misses_by_reason["ABSENT"] == 3
         assert cache.health()["cache_stats"]["in_flight"] == 0
+        for number in range(4):
+            keys = range(300 * number, 300 * number + 300)
+            await cache.get_or_load_many(keys, ManyLoader(seconds=2))
+            assert cache._engine.recent.fresh == [2.0] * 300
 
     with_cache(main, clock)
