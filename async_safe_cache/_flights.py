@@ -270,7 +270,7 @@ class Group:
         for _ in range(len(members)):
             first = members[0]
             waited_for = first.waiters or (first.keep and not first.fenced)
-            if waited_for and not first.cancelling and not first.done:
+            if waited_for and not first.cancelling:
                 return True
             members.rotate(-1)
         return False

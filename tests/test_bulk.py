@@ -1182,10 +1182,11 @@ def test_a_load_that_has_ended_is_no_part_of_a_circle(clock: VirtualClock) -> No
 # -- the life of caches and loops
 
 
-def test_closing_answers_all_and_ends_the_load(clock: VirtualClock) -> None:
+@pytest.mark.parametrize("on_abandon", ["cancel", "finish"])
+def test_closing_answers_all_and_ends_the_load(on_abandon: str, clock: VirtualClock) -> None:
     async def main(cache: AsyncSafeCache) -> None:
         load = ManyLoader(seconds=50, extras={"x": "x"})
-        many = bulk(cache, "ab", load, store_extras=True)
+        many = bulk(cache, "ab", load, store_extras=True, on_abandon=on_abandon)
         one = single(cache, "b", Loader())
         await settle()
         await cache.aclose()
@@ -1382,6 +1383,7 @@ def test_a_loop_that_dies_while_it_is_looked_at_leads_nobody_astray(
 
     async def main() -> None:
         assert await cache.get_or_load_many("ba", ManyLoader()) == {"b": "b", "a": "a"}
+        assert clock.now == 1001, "nobody waited for the clean-up of the dead"
 
     run_virtual(main(), clock)
     theirs.cancel()
