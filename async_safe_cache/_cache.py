@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, final, get_args, overload
 
 from ._background import Background
+from ._bulk import Asked, Bulk
 from ._closing import Closing, emptied
 from ._engine import Engine, State, Write
 from ._entries import Counters, Entry, Namespace
@@ -165,6 +166,7 @@ class AsyncSafeCache:
         self._thresholds = thresholds
         self._engine = Engine(name, store, clock, weigher)
         self._loads = Loads(self._engine)
+        self._bulk = Bulk(self._loads)
         self._closing = Closing(self._engine)
         raw = Counters()
         self._engine.counters[raw] = None
@@ -280,8 +282,10 @@ class AsyncSafeCache:
             UnsupportedKeyError: A key cannot be one.
             CacheClosedError: The cache is closed.
         """
-        places: dict[K, Place] = self._places.several(keys)
-        found = self._engine.read_many(places.values(), self._engine.clock())
+        places = self._places.several("get_many", keys)
+        found = self._engine.read_many(
+            [place[:2] for place in places.values()], self._engine.clock()
+        )
         return {
             key: entry.value for key, entry in zip(places, found, strict=True) if entry is not None
         }
@@ -376,6 +380,109 @@ class AsyncSafeCache:
         marks = self._places.marks(options, (space, data), added=added, version=own)
         self._sweeper.revive()
         return await self._loads.load(space, data, kind, call, (), options, marks)
+
+    @overload
+    async def get_or_load_many(
+        self,
+        keys: Iterable[K],
+        load_many: Callable[[list[K]], Awaitable[Mapping[K, V]]],
+        *,
+        ttl: Ttl | Unset = ...,
+        jitter: float | Unset = ...,
+        on_abandon: Literal["cancel", "finish"] | Unset = ...,
+        cancel_grace: float | timedelta | Unset = ...,
+        negative: Mapping[type[Exception], NegativeTtl] | None | Unset = ...,
+        tags: Tags | Unset = ...,
+        store_extras: bool = ...,
+    ) -> dict[K, V]: ...
+    @overload
+    async def get_or_load_many(
+        self,
+        keys: Iterable[K],
+        load_many: Callable[[list[K]], Mapping[K, V]],
+        *,
+        ttl: Ttl | Unset = ...,
+        jitter: float | Unset = ...,
+        on_abandon: Literal["cancel", "finish"] | Unset = ...,
+        cancel_grace: float | timedelta | Unset = ...,
+        negative: Mapping[type[Exception], NegativeTtl] | None | Unset = ...,
+        tags: Tags | Unset = ...,
+        store_extras: bool = ...,
+    ) -> dict[K, V]: ...
+    async def get_or_load_many(
+        self,
+        keys: Iterable[K],
+        load_many: Callable[[list[K]], Any],
+        *,
+        ttl: Ttl | Unset = UNSET,
+        jitter: float | Unset = UNSET,
+        on_abandon: Literal["cancel", "finish"] | Unset = UNSET,
+        cancel_grace: float | timedelta | Unset = UNSET,
+        negative: Mapping[type[Exception], NegativeTtl] | None | Unset = UNSET,
+        tags: Tags | Unset = UNSET,
+        store_extras: bool = False,
+    ) -> dict[K, Any]:
+        """Return the fresh values of *keys*, loading all that are absent with one call.
+
+        A key that is being loaded, alone or by another such call, is joined; a
+        single call joins a key that is loaded here.
+
+        Args:
+            keys: Raw keys or `Key`s; one asked for twice is answered and counted once.
+            load_many: Called with a list of the distinct absent keys, as given and in
+                first-seen order; returns a mapping. A function or an `async def`;
+                runs in a task of the cache's own.
+            ttl: Seconds (or timedelta) from the end of the load; None: for ever.
+            jitter: Shortens the ttl of each value by up to this fraction.
+            on_abandon: "cancel" or "finish" the load when nobody waits for any of its keys.
+            cancel_grace: Seconds to wait for the clean-up of a cancelled load.
+            negative: Failures to remember, at each key of the load.
+            tags: Of each value.
+            store_extras: Store values of keys that nobody asked for, too, unless
+                something happened at that key meanwhile; otherwise they are dropped.
+
+        Returns:
+            By the keys as given, in first-seen order, without those that *load_many*
+            omitted. The very objects that are stored: copy one before you change it.
+
+        Raises:
+            RecursiveLoadError: *load_many* waits, directly or not, for one of its keys.
+            LoadCancelledError: *load_many*, or a load that was joined, was cancelled
+                from inside.
+            CacheClosedError: The cache is closed.
+            UnsupportedKeyError: A key cannot be one.
+            ValueError: Two keys that Python holds equal and the cache does not (1 and
+                True): one dict cannot tell them apart.
+            TypeError: *load_many* is not callable, gave no mapping, or a value that can
+                be used only once.
+            Exception: Whatever *load_many*, or the first joined load that failed,
+                raised; or a failure remembered at one of the keys.
+
+        Complexity: O(keys) plus the load.
+        """
+        check_callable("load_many", load_many, "a callable(absent keys) that returns a mapping")
+        options = self._options.but(
+            ttl=ttl,
+            jitter=jitter,
+            on_abandon=on_abandon,
+            cancel_grace=cancel_grace,
+            negative=negative,
+            tags=tags,
+        )
+        if callable(options.tags):
+            raise TypeError("tags of get_or_load_many must be given: each value has all of them")
+        places = self._places.several("get_or_load_many", keys)
+        asked: Asked = {}
+        for key, (space, data, kind) in places.items():
+            asked.setdefault((space, data), (key, kind))
+        if not asked:
+            self._engine.admit()
+            return {}
+        self._sweeper.revive()
+        found = await self._bulk.load(
+            asked, load_many, options, self._place, store_extras=store_extras
+        )
+        return {key: found[place[:2]] for key, place in places.items() if place[:2] in found}
 
     # -- writing
 

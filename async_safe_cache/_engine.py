@@ -27,6 +27,7 @@ from ._dead_loops import Guards
 from ._entries import Counters, Entry, Facts, Namespace
 from ._flights import Failure, Flight, Flights, current_flight
 from ._health import Recent
+from ._journal import Journal
 from ._keys import DataKey
 from ._links import Link
 from ._marks import Marks, Place
@@ -101,7 +102,7 @@ class Write(NamedTuple):
 
 
 @final
-class Journal:
+class Watch:
     """Which of the places that its owner has looked at were changed since by somebody else.
 
     Attributes:
@@ -133,7 +134,7 @@ class Engine:
         self.flights = Flights(self._unlink)
         self.inconsistent_reads = 0
         self.load_errors: dict[Place, str] = {}  # the last MOST_ERRORS
-        self.journals: set[ref[Journal]] = set()  # bounded by the open transactions
+        self.watches: set[ref[Watch]] = set()  # bounded by the open transactions
         self.clock = clock
         self.weigher = weigher
         self.state = State.OPEN
@@ -146,6 +147,7 @@ class Engine:
         # What finalisers asked for; bounded by what was collected since the last write.
         self.later: deque[Callable[[list[object]], object]] = deque()
         self._lock = store.lock
+        self.journals: set[Journal] = set()  # bounded by the loads that ask for one
         self.guards = Guards(self.flights, store.lock)
         # Not in the stubs, but what threading.Condition asks every RLock.
         self._is_mine: Callable[[], bool] = cast("Any", store.lock)._is_owned
@@ -232,6 +234,7 @@ class Engine:
             if key[0] is space:
                 # Whoever still waits keeps the load alive; nobody new can ask for it.
                 self.flights.fence(key)
+        self.note_all()
         self.store.clear_spaces((space,), RemovalCause.COLLECTED, -math.inf, dropped)
 
     def measure(self, load_key: DataKey, value: object) -> int:
@@ -490,9 +493,9 @@ class Engine:
         return bool(self.write(action))
 
     def commit(
-        self, writes: Mapping[Place, Write | None], tags: Collection[str], journal: Journal | None
+        self, writes: Mapping[Place, Write | None], tags: Collection[str], watch: Watch | None
     ) -> bool:
-        """Apply all of it in one step; False, and nothing, if *journal* knows of a change.
+        """Apply all of it in one step; False, and nothing, if *watch* knows of a change.
 
         Every old value is retired before any new one is published: who sees, without
         the lock, one new value can see no old one any more.
@@ -500,9 +503,9 @@ class Engine:
 
         def action(now: float, dropped: list[object], doomed: list[Flight]) -> int:
             self.admit()
-            if journal is not None:
-                self.journals.discard(ref(journal))
-                if journal.changed:
+            if watch is not None:
+                self.watches.discard(ref(watch))
+                if watch.changed:
                     return False
             removed = 0
             gone: list[Place] = []
@@ -553,23 +556,27 @@ class Engine:
 
     def _note(self, space: Namespace, key: DataKey) -> None:
         """Locked. Tell the open transactions of a change."""
-        if self.journals:
-            self.note(lambda journal: (space, key) in journal.watched)
+        if self.watches:
+            self.alert(lambda watch: (space, key) in watch.watched)
 
-    def note(self, concerns: Callable[[Journal], bool]) -> None:
+    def changed(self, place: Place) -> None:
+        """Locked. Tell the open transactions that a load has stored a value nobody asked for."""
+        self._note(*place)
+
+    def alert(self, concerns: Callable[[Watch], bool]) -> None:
         """Locked. Tell those transactions of a change that it concerns."""
-        for reference in tuple(self.journals):
-            journal = reference()
-            if journal is None:
-                self.journals.discard(reference)  # its transaction was forgotten
-            elif not journal.changed and concerns(journal):
-                journal.changed = True
+        for reference in tuple(self.watches):
+            watch = reference()
+            if watch is None:
+                self.watches.discard(reference)  # its transaction was forgotten
+            elif not watch.changed and concerns(watch):
+                watch.changed = True
 
-    def watch(self, journal: Journal, places: Collection[Place]) -> None:
-        """Let *journal* know when *places* change from now on."""
+    def look_after(self, watch: Watch, places: Collection[Place]) -> None:
+        """Let *watch* know when *places* change from now on."""
         with self._lock:
-            journal.watched.update(places)
-            self.journals.add(ref(journal))
+            watch.watched.update(places)
+            self.watches.add(ref(watch))
 
     def _change(
         self,
@@ -662,6 +669,7 @@ class Engine:
         """
         store, flights = self.store, self.flights
         pool = store.tags.condemn(tags)
+        self.note_all()
         marked = flights.marked()
         if not any(flight.marks.added is not None for flight in marked):
             store.fences.take_down()
@@ -694,7 +702,7 @@ class Engine:
         removed = self.store.remove_tagged(pool, now, limit, dropped)
         places = [(entry.space, entry.key) for entry in removed]
         self._change(places, now, dropped, doomed)
-        for place in places if self.journals else ():
+        for place in places if self.watches else ():
             self._note(*place)
         return sum([type(entry.value) is not Failure for entry in removed])
 
@@ -722,11 +730,12 @@ class Engine:
 
         def action(now: float, dropped: list[object], doomed: list[Flight]) -> int:
             gone = set(spaces())
+            self.note_all()
             for space, key in self.flights.registered():
                 if space in gone and self._fence(space, key, doomed):
                     self.store.remove(space, key, cause, now, dropped, fenced=True)
-            if self.journals:
-                self.note(lambda journal: any(space in gone for space, _ in journal.watched))
+            if self.watches:
+                self.alert(lambda watch: any(space in gone for space, _ in watch.watched))
             if self.store.links.nodes:
                 places = cast("list[Place]", self.store.links.within(gone))
                 self._change(places, now, dropped, doomed)
@@ -745,12 +754,13 @@ class Engine:
         wreck: list[Any] = []
 
         def action(now: float, dropped: list[object], doomed: list[Flight]) -> int:
+            self.note_all()
             for space, key in self.flights.registered():
                 if self._fence(space, key, doomed):
                     self.store.remove(space, key, RemovalCause.CLEARED, now, dropped, fenced=True)
             if self.store.events is not None:
                 self.store.events.invalidated(RemovalCause.CLEARED, self.store.count)
-            self.note(lambda journal: bool(journal.watched))
+            self.alert(lambda watch: bool(watch.watched))
             wreck.extend(self.store.clear(now))
             return 0
 
@@ -790,7 +800,14 @@ class Engine:
         self.tell()
         return more
 
+    def note_all(self) -> None:
+        """Locked. Note in every journal that anything may have changed."""
+        for journal in tuple(self.journals):  # a copy: a load that is over takes out its own
+            journal.note_all()
+
     def _fence(self, space: Namespace, key: DataKey, doomed: list[Flight]) -> bool:
+        for journal in tuple(self.journals) if self.journals else ():
+            journal.note((space, key))
         fenced, abandoned = self.flights.fence((space, key))
         if abandoned is not None:
             doomed.append(abandoned)
@@ -827,11 +844,12 @@ class Engine:
         What is *torn* in the middle of a write is emptied too.
         """
         flights = self.flights.leave_behind(torn=torn)
-        self.journals = set()
+        self.watches = set()
         self.load_errors = {}
         self.inconsistent_reads = 0
         self.guards.forget()
         self.workers.clear()
+        self.journals.clear()
         if self.state is State.DRAINING:
             self.state = State.CLOSED  # whoever was closing it is not here to do the rest
         if torn or self.state is State.CLOSED:

@@ -9,8 +9,11 @@ flight that callers may join **now**:
     leave  the last waiter is gone             -> cancel it; it stays registered while it
                                                   cleans up, and nobody may join it
 
-A waiter belongs to one caller: an asyncio future of the caller's own loop, or a
-`ThreadWaiter`. It receives one `Outcome`, and the caller raises from it, so no
+The flights of one load of many keys are a `Group`: one task runs them, and it is
+cancelled when nobody needs any of them.
+
+A waiter belongs to one caller: an asyncio future of the caller's own loop, what acts
+like one, or a `ThreadWaiter`. It receives one `Outcome`, and the caller raises from it, so no
 future ever carries an exception that somebody must retrieve.
 
 The methods marked *locked* are called with the owner's lock held; they decide
@@ -21,10 +24,11 @@ Source: golang.org/x/sync/singleflight (`if g.m[key] == c` before delete).
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Final, NoReturn, final
+from typing import Any, Final, NoReturn, Protocol, final
 
 from ._twin import twin
 
@@ -32,6 +36,7 @@ __all__ = [
     "Failure",
     "Flight",
     "Flights",
+    "Group",
     "Outcome",
     "Place",
     "ThreadWaiter",
@@ -128,7 +133,23 @@ class ThreadWaiter:
         self._lock.release()
 
 
-Waiter = asyncio.Future[Outcome | None] | ThreadWaiter
+class LoopWaiter(Protocol):
+    """What is asked of who waits in a loop: an asyncio future is one."""
+
+    def done(self) -> bool:
+        """Tell whether it needs no answer any more."""
+        ...
+
+    def set_result(self, outcome: Outcome | None, /) -> None:
+        """Answer it, in its own loop, once."""
+        ...
+
+    def cancel(self) -> object:
+        """Cancel its caller."""
+        ...
+
+
+Waiter = LoopWaiter | ThreadWaiter
 
 _NOBODY: Final[dict[Any, Any]] = {}  # stands for an empty dict of a flight; nothing gets in
 
@@ -158,6 +179,7 @@ class Flight:
         fenced: An invalidation came; the result must not be stored.
         cancelling: It is being cancelled; nobody may join.
         outcome: What it ended with, while those who wait are yet to be told.
+        group: Of the flights that end with it, if its task runs many.
         done: It answered, or was given up.
     """
 
@@ -175,6 +197,7 @@ class Flight:
     cancelling = False
     done = False
     outcome: "Outcome | None" = None
+    group: "Group | None" = None
     watchers: "dict[Waiter, Loop | None]" = _NOBODY
     waits_on: "dict[Waiter, Flight]" = _NOBODY
 
@@ -204,6 +227,8 @@ class Flight:
         task, loop = self.task, self.loop
         if task is None or loop is None:
             return
+        if self.group is not None and not self.group.may_cancel():
+            return
         if loop is running_loop():
             task.cancel()
             return
@@ -211,6 +236,74 @@ class Flight:
             loop.call_soon_threadsafe(task.cancel)
         except RuntimeError:
             pass  # its loop is closed: the task can never run again
+
+
+@final
+class Group:
+    """Flights of one load of many keys: one task runs them all.
+
+    A flight that nobody waits for stays as it is, and may be joined, as long as
+    somebody needs another one: its value comes anyhow.
+
+    Attributes:
+        members: The one found to be needed last in front. Bounded by the caller's keys.
+        waits_on: What the load waits for itself, in all its flights the same dict.
+        counters: Where the load was counted, once for all its keys.
+        failed: Its failure was counted, or that of some of its values.
+        stopping: Nobody needs any of them: they are being cancelled.
+    """
+
+    __slots__ = ("_asked", "counters", "failed", "members", "stopping", "waits_on")
+
+    def __init__(self) -> None:
+        self.members: deque[Flight] = deque()
+        self.waits_on: dict[Waiter, Flight] = {}
+        self.counters: Any = None
+        self.failed = False
+        self.stopping = False
+        self._asked = False
+
+    def add(self, flight: Flight) -> None:
+        """Locked. Let *flight* be one of them."""
+        flight.group = self
+        flight.waits_on = self.waits_on
+        self.members.append(flight)
+
+    def count(self, counters: Any, *, failed: bool) -> None:
+        """Locked. Count the load in *counters*, and its failure, unless that was done."""
+        if self.counters is None:
+            self.counters = counters
+            counters.loads += 1
+        if failed and not self.failed:
+            self.failed = True
+            self.counters.load_errors += 1
+
+    def needed(self) -> bool:
+        """Locked. Tell whether anybody needs any of them. O(1) amortised, while they are left."""
+        members = self.members
+        for _ in range(len(members)):
+            first = members[0]
+            waited_for = first.waiters or (first.keep and not first.fenced)
+            if waited_for and not first.cancelling:
+                return True
+            members.rotate(-1)
+        return False
+
+    def abandoned(self) -> bool:
+        """Locked. Tell whether nobody needs them; from then on they are being cancelled."""
+        if self.stopping or self.needed():
+            return False
+        self.stopping = True
+        for flight in self.members:
+            flight.cancelling = True
+        return True
+
+    def may_cancel(self) -> bool:
+        """Tell whether its task is to be cancelled now: once, and not for one key alone."""
+        if self._asked or not self.stopping:
+            return False
+        self._asked = True
+        return True
 
 
 current_flight: ContextVar[Flight | None] = ContextVar("async_safe_cache_flight", default=None)
@@ -276,6 +369,8 @@ class Flights:
             return None
         if flight.cancelling or (flight.keep and not flight.fenced):
             return None
+        if flight.group is not None:
+            return flight if flight.group.abandoned() else None
         flight.cancelling = flight.task is not None
         return flight
 
@@ -296,6 +391,8 @@ class Flights:
         flight.fenced = True
         if flight.waiters or flight.task is None:
             return True, None
+        if flight.group is not None:
+            return True, flight if flight.group.abandoned() else None
         flight.cancelling = True
         return True, flight
 
@@ -378,7 +475,10 @@ class Flights:
         if self._apart.get(flight.key) is flight:
             del self._apart[flight.key]
         flight.cancelling = True
-        return self._everybody(flight)
+        waiting = self._everybody(flight)
+        if flight.group is not None:
+            flight.group.abandoned()
+        return waiting
 
     @staticmethod
     def _everybody(flight: Flight) -> dict[Waiter, Loop | None]:
@@ -402,7 +502,7 @@ class Flights:
                 tasks.append(flight.task)
             flight.cancelling = True
             waiting |= self.end(flight)
-        return waiting, tasks
+        return waiting, list(dict.fromkeys(tasks))
 
     def leave_behind(self, *, torn: bool) -> list[Flight]:
         """Locked, in a forked child. Let go of the parent's flights, and return them.
@@ -428,17 +528,19 @@ class Flights:
         """
         if current is None or current.done:
             return ()
-        if current is target:
+        me = current.group or current
+        if (target.group or target) is me:
             return (current.name, target.name)
         paths: list[tuple[Flight, tuple[str, ...]]] = [(target, (current.name, target.name))]
-        seen = {target}
+        seen: set[Flight | Group] = {target.group or target}
         while paths:
             flight, names = paths.pop()
             for waited in tuple(flight.waits_on.values()):
-                if waited is current:
+                run = waited.group or waited
+                if run is me:
                     return (*names, current.name)
-                if waited not in seen and not waited.done:
-                    seen.add(waited)
+                if run not in seen and not waited.done:
+                    seen.add(run)
                     paths.append((waited, (*names, waited.name)))
         return ()
 
@@ -464,6 +566,8 @@ class Flights:
             raise AssertionError("broken invariant of the flights: somebody is nobody")
         for flight in self.running:
             abandoned = not (flight.waiters or flight.cancelling or flight.keep)
+            if abandoned and flight.group is not None:
+                abandoned = not (flight.group.stopping or flight.group.needed())
             if flight.done or (abandoned and flight.task is not None):
                 raise AssertionError(f"broken invariant of the flights: {flight} is running")
 
@@ -476,7 +580,7 @@ def running_loop() -> Loop | None:
         return None
 
 
-def _resolve(waiters: Iterable["asyncio.Future[Outcome | None]"], outcome: Outcome | None) -> None:
+def _resolve(waiters: Iterable[LoopWaiter], outcome: Outcome | None) -> None:
     for waiter in waiters:
         if not waiter.done():
             waiter.set_result(outcome)
@@ -492,9 +596,9 @@ def wake(
     if not waiting:
         return
     here = here or running_loop()
-    far: dict[Loop, list[asyncio.Future[Outcome | None]]] | None = None
+    far: dict[Loop, list[LoopWaiter]] | None = None
     for waiter, loop in waiting.items():
-        if type(waiter) is ThreadWaiter:
+        if isinstance(waiter, ThreadWaiter):
             waiter.set(outcome)
         elif loop is here or loop is None:
             if not waiter.done():  # else: its caller was cancelled a moment ago

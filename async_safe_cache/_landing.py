@@ -13,8 +13,8 @@ User code (weigher, clock, `negative=`) runs before the lock is taken.
 import asyncio
 import logging
 import math
-from collections.abc import Callable
-from typing import Any, Final, final
+from collections.abc import Callable, Collection
+from typing import Any, Final, cast, final
 
 from ._engine import Engine, cancel, check_value
 from ._entries import Facts
@@ -100,48 +100,25 @@ class Landing:
             else:
                 return self._keep(flight, value, weight, now)
         try:
-            return self._fail(flight, error, rejected, now)
+            return self.fail((flight,), error, rejected, now)
         finally:
             del error
 
     def _keep(self, flight: Flight, value: object, weight: int, now: float | None) -> Outcome:
         """End *flight* with *value*; store it, unless the flight was shut out."""
         engine = self.engine
-        space, key = flight.key
-        kind, _, _, options = flight.load or _ENDED
-        ttl = engine.shortened(options) if options.jitter else options.ttl
+        space = flight.key[0]
         dropped: list[object] = []
         doomed: list[Flight] = []
-        facts: Facts | None = None
         with self._lock:
             if engine.later:
                 engine.catch_up(dropped)
             if len(engine.recent.fresh) > MANY:
                 engine.recent.count_waits()
             space.counters.loads += 1
-            shared, stored = True, False
-            allowed = self.flights.land(flight)
-            if flight.marks is not None and allowed:
-                allowed = self._unfenced(flight, now, dropped)
-            if not allowed:
-                pass
-            elif now is None:
-                self.store.reject(space, key, -math.inf, dropped)
-                shared = False
-            else:
-                if self.store.links.nodes or engine.journals:
-                    engine.replaced(flight, now, dropped, doomed)
-                if flight.marks is not None:
-                    facts = self._facts(flight)
-                put = self.store.put
-                shared = stored = put(space, key, kind, value, weight, ttl, now, dropped, facts)
-                if self.store.links.nodes:
-                    engine.trim(now, dropped, doomed)
+            stored = self.store_value(flight, value, weight, now, dropped, doomed)
+            shared = stored is not False
             outcome = Outcome(value, None, now)
-            events = self.store.events
-            if events is not None:
-                seconds, refresh = flight.seconds(now), flight.refresh
-                events.loaded(space, key, kind, seconds, stored=stored, refresh=refresh)
             if not shared and not doomed and self.flights.in_first_step(flight):
                 flight.outcome = outcome
                 return outcome
@@ -149,10 +126,45 @@ class Landing:
         wake(waiting, outcome, flight.loop)
         if doomed:
             cancel(doomed)
-        if events is not None:
+        if self.store.events is not None:
             del dropped  # its values are gone before anybody is told
-            events.deliver()
+            engine.tell()
         return outcome
+
+    def store_value(
+        self,
+        flight: Flight,
+        value: object,
+        weight: int,
+        now: float | None,
+        dropped: list[object],
+        doomed: list[Flight],
+    ) -> bool | None:
+        """Locked. Store what *flight* has loaded; None if it was shut out, False if refused."""
+        engine, store = self.engine, self.store
+        space, key = flight.key
+        kind, _, _, options = flight.load or _ENDED
+        stored: bool | None = None
+        allowed = self.flights.land(flight)
+        if flight.marks is not None and allowed:
+            allowed = self._unfenced(flight, now, dropped)
+        if not allowed:
+            pass
+        elif now is None:
+            store.reject(space, key, -math.inf, dropped)
+            stored = False
+        else:
+            ttl = engine.shortened(options) if options.jitter else options.ttl
+            if store.links.nodes or engine.watches:
+                engine.replaced(flight, now, dropped, doomed)
+            facts = None if flight.marks is None else self._facts(flight)
+            stored = store.put(space, key, kind, value, weight, ttl, now, dropped, facts)
+            if store.links.nodes:
+                engine.trim(now, dropped, doomed)
+        if store.events is not None:
+            seconds, refresh = flight.seconds(now), flight.refresh
+            store.events.loaded(space, key, kind, seconds, stored=bool(stored), refresh=refresh)
+        return stored
 
     def _unfenced(self, flight: Flight, now: float | None, dropped: list[object]) -> bool:
         """Locked. Tell whether no tag that the value turned out to have was invalidated."""
@@ -171,13 +183,16 @@ class Landing:
         marks: Marks = flight.marks
         return marks.facts(self.store.generation, link)
 
-    def _fail(
-        self, flight: Flight, error: BaseException, rejected: bool, now: float | None
+    def fail(
+        self,
+        flights: Collection[Flight],
+        error: BaseException,
+        rejected: bool,
+        now: float | None,
     ) -> Outcome:
-        """End *flight* with *error*; remember it, if that is asked for."""
-        engine = self.engine
-        space, key = flight.key
-        kind, _, _, options = flight.load or _ENDED
+        """End *flights*, which one load was to answer, with *error*; remember it, if asked to."""
+        flight = next(iter(flights))
+        _, _, _, options = flight.load or _ENDED
         interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
         cancelled = interrupted or isinstance(error, asyncio.CancelledError)
         stopped_from_outside = (
@@ -194,6 +209,27 @@ class Landing:
         remember: float | None | Unset = UNSET
         if not cancelled and not rejected and options.negative:
             remember = self._remember(options, error)
+        # One failure for all: once the first is told, its exception may be raised, and change.
+        outcome = Outcome(None, failure, now)
+        for each in flights:
+            self._tell(each, outcome, remember, rejected, cancelled, stopped_from_outside)
+        return outcome
+
+    def _tell(
+        self,
+        flight: Flight,
+        outcome: Outcome,
+        remember: float | None | Unset,
+        rejected: bool,
+        cancelled: bool,
+        stopped_from_outside: bool,
+    ) -> None:
+        """End *flight* with the failure in *outcome*."""
+        engine, now = self.engine, outcome.ended
+        space, key = flight.key
+        failure = cast("Failure", outcome.failure)
+        stopped_by = failure.error.__cause__ if cancelled else None
+        interrupted = isinstance(stopped_by, (KeyboardInterrupt, SystemExit))
         dropped: list[object] = []
         with self._lock:
             engine.catch_up(dropped)
@@ -204,10 +240,13 @@ class Landing:
             ended = not (cancelled and flight.cancelling) and (
                 not stopped_from_outside or any(_is_near(w, flight) for w in flight.waiters.items())
             )
-            counters.loads += ended
-            counters.load_errors += ended
+            if flight.group is None:
+                counters.loads += ended
+                counters.load_errors += ended
+            elif ended:
+                flight.group.count(counters, failed=True)
             if ended:
-                engine.failed(flight.key, error)
+                engine.failed(flight.key, failure.error)
             allowed = self.flights.land(flight)
             if flight.marks is not None and allowed:
                 allowed = self._unfenced(flight, now, dropped)
@@ -227,7 +266,8 @@ class Landing:
                 self.store.put(space, key, None, memory, size, remember, now, dropped, facts)
             events = self.store.events
             if events is not None and ended:
-                events.load_failed(space, key, kind, type(error).__name__)
+                kind = (flight.load or _ENDED)[0]
+                events.load_failed(space, key, kind, type(failure.error).__name__)
             waiting = self.flights.end(flight)
         if interrupted:
             # The program ends: its own tasks are cancelled, as asyncio.run is about to do.
@@ -236,12 +276,10 @@ class Landing:
             # asyncio.run ends its loop so. To who waits elsewhere that is no answer: load again.
             wake(dict(each for each in waiting.items() if not _is_near(each, flight)), None)
             waiting = dict(each for each in waiting.items() if _is_near(each, flight))
-        outcome = Outcome(None, failure, now)
         wake(waiting, outcome)
         if events is not None:
             del dropped  # its values are gone before anybody is told
             events.deliver()
-        return outcome
 
     def _remember(self, options: CacheOptions, error: BaseException) -> float | None | Unset:
         try:

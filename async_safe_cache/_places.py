@@ -1,7 +1,7 @@
 """Where the keys that users give are stored: raw keys, `Key`s, and what a value depends on."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final, cast, final
+from typing import Any, Final, TypeVar, cast, final
 
 from ._entries import Namespace
 from ._function import function_of
@@ -10,6 +10,8 @@ from ._marks import Marks, Place
 from .options import DECORATED, UNSET, CacheOptions, check_sources, check_tags
 
 __all__ = ["Places"]
+
+K = TypeVar("K")
 
 _PLAIN: Final = PLAIN
 
@@ -35,18 +37,18 @@ class Places:
         data = canonical(key, "key", raw=True)
         return self.raw, data, cls if cls in _PLAIN else None
 
-    def several(self, keys: Iterable[Any]) -> dict[Any, Place]:
-        """Return where each of *keys* is stored, by the keys as given, in first-seen order.
+    def several(self, caller: str, keys: Iterable[K]) -> dict[K, tuple[Namespace, DataKey, object]]:
+        """Return where *keys* are stored, by the keys as given, in first-seen order.
 
         Raises:
             ValueError: Python holds two of them equal and the cache does not.
         """
-        places: dict[Any, Place] = {}
+        places: dict[K, tuple[Namespace, DataKey, object]] = {}
         for key in keys:
-            space, data, _ = self.of(key)
-            if places.setdefault(key, (space, data)) != (space, data):
+            place = self.of(key)
+            if places.setdefault(key, place)[:2] != place[:2]:
                 raise ValueError(
-                    "get_many got two keys that Python holds equal and the cache tells apart, "
+                    f"{caller} got two keys that Python holds equal and the cache tells apart, "
                     "such as 1 and True: ask for them in two calls"
                 )
         return places

@@ -6,7 +6,7 @@
     leave    by an exception or a cancellation: the buffer is dropped
 
 Nothing is held between these steps, so two transactions cannot wait for each other,
-and one that was forgotten is in nobody's way. With on_conflict="raise" a journal notes
+and one that was forgotten is in nobody's way. With on_conflict="raise" a watch notes
 whether somebody else changed what was read.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, cast, final
 
-from ._engine import Engine, Journal, Write
+from ._engine import Engine, Watch, Write
 from ._entries import Entry
 from ._marks import Place
 from ._places import Places
@@ -51,7 +51,7 @@ class Transaction:
         self._places = places
         self._sections = sections
         self._options = options
-        self._journal = Journal() if watching else None
+        self._watch = Watch() if watching else None
         self._task: asyncio.Task[Any] | None = None
         self._over = False
         self._writes: dict[Place, Write | None] = {}  # bounded by the user's block, as its tags
@@ -82,12 +82,12 @@ class Transaction:
                     self._commit()
         finally:
             self._over = True
-            self._writes, self._tags, self._journal = {}, {}, None
+            self._writes, self._tags, self._watch = {}, {}, None
 
     def _commit(self) -> None:
-        if not (self._writes or self._tags or self._journal):
+        if not (self._writes or self._tags or self._watch):
             return
-        if not self._engine.commit(self._writes, tuple(self._tags), self._journal):
+        if not self._engine.commit(self._writes, tuple(self._tags), self._watch):
             raise TransactionConflictError(self._engine.name)
 
     def _check(self) -> None:
@@ -181,10 +181,10 @@ class Transaction:
         """
         self._check()
         engine = self._engine
-        places: dict[K, Place] = self._places.several(keys)
+        places = {key: place[:2] for key, place in self._places.several("get_many", keys).items()}
         asked = [place for place in places.values() if place not in self._writes]
-        if self._journal is not None and asked:
-            engine.watch(self._journal, asked)
+        if self._watch is not None and asked:
+            engine.look_after(self._watch, asked)
         entries = dict(zip(asked, engine.read_many(asked, engine.clock()), strict=True))
         found: dict[K, Any] = {}
         for key, place in places.items():

@@ -89,8 +89,8 @@ class View:
             UnsupportedKeyError: A key cannot be one.
             CacheClosedError: The cache is closed.
         """
-        places: dict[K, Place] = self._places.several(keys)
-        found = self._read(list(places.values()), self._engine.clock())
+        places = self._places.several("get_many", keys)
+        found = self._read([place[:2] for place in places.values()], self._engine.clock())
         return {
             key: entry.value
             for key, entry in zip(places, found, strict=True)

@@ -373,6 +373,9 @@ def operations(cache: AsyncSafeCache) -> dict[str, Callable[[], Coroutine[Any, A
         "lookup": lambda: cache.lookup("a"),
         "get_many": lambda: cache.get_many(["a", "b"]),
         "get_or_load": lambda: cache.get_or_load("new", Loader("value", seconds=1)),
+        "get_or_load_many": lambda: cache.get_or_load_many(
+            ["a", "new", "beside"], lambda absent: dict.fromkeys(absent, 1)
+        ),
         "set": lambda: cache.set("a", 2),
         "delete": lambda: cache.delete("a"),
         "expire": lambda: cache.expire("a"),

@@ -173,6 +173,18 @@ MUTANTS = (
             "tests/test_cancellation.py::test_a_fenced_load_that_nobody_waits_for_is_cancelled_even_with_finish",
         ),
     ),
+    Mutant(
+        name="bulk-omitted-key-answered",
+        line="§3.1",
+        what="A key that a load of many omits is None for the single caller that had joined it.",
+        file="_bulk_load.py",
+        old="told.append((flights.end(flight), None))",
+        new="told.append((flights.end(flight), Outcome(None, None, now)))",
+        found_by=(
+            "an_omitted_key_is_loaded_by_who_has_it",
+            "tests/test_bulk.py::test_a_single_caller_of_an_omitted_key_runs_its_own_loader",
+        ),
+    ),
     # -- §3.2 whose load it is
     Mutant(
         name="load-in-an-empty-context",
@@ -310,6 +322,33 @@ MUTANTS = (
             "tests/test_cancellation.py::test_closing_answers_a_load_that_has_not_begun",
         ),
     ),
+    Mutant(
+        name="bulk-needed-for-one-key",
+        line="§3.3",
+        what="A load of many keys is cancelled when nobody waits for one of them, as others do.",
+        file="_flights.py",
+        old="for _ in range(len(members)):",
+        new="for _ in range(1):",
+        found_by=(
+            "callers_of_many_and_of_one_share_each_key",
+            "an_abandoned_load_of_many_is_waited_out",
+            "tests/test_bulk.py::test_single_callers_keep_their_values_when_the_caller_of_many_leaves",
+        ),
+    ),
+    Mutant(
+        name="bulk-caller-never-leaves",
+        line="§3.3",
+        what="A caller of many that was cancelled still counts as waiting for its keys.",
+        file="_bulk.py",
+        old="""\
+        except BaseException:
+            self._leave(current, shares)
+""",
+        new="""\
+        except BaseException:
+""",
+        found_by=("tests/test_bulk.py::test_the_last_waiter_of_all_keys_takes_the_load_along",),
+    ),
     # -- §3.4 being cancelled
     Mutant(
         name="join-while-cancelling",
@@ -408,6 +447,18 @@ MUTANTS = (
         new="if flight is None:",
         found_by=(
             "tests/test_cancellation.py::test_a_delete_during_a_clean_up_lets_no_newcomer_in_earlier",
+        ),
+    ),
+    Mutant(
+        name="bulk-tells-clean-up-as-an-answer",
+        line="§3.4",
+        what="What a cancelled load ends with is told to a caller of many that waits for its end.",
+        file="_bulk.py",
+        old="if self.step is not Step.CLEAN_UP:",
+        new="if True:",
+        found_by=(
+            "an_abandoned_load_of_many_is_waited_out",
+            "tests/test_bulk.py::test_newcomers_wait_for_the_clean_up_of_an_abandoned_load",
         ),
     ),
     # -- §3.5 failing
@@ -593,7 +644,7 @@ MUTANTS = (
         line="§3.7",
         what="A load that awaits its own key waits for itself for ever.",
         file="_flights.py",
-        old="if current is target:",
+        old="if (target.group or target) is me:",
         new="if False:",
         found_by=(
             "a_load_of_its_own_key_is_told_so",
@@ -605,7 +656,7 @@ MUTANTS = (
         line="§3.7",
         what="Two loads that await each other hang.",
         file="_flights.py",
-        old="if waited is current:",
+        old="if run is me:",
         new="if False:",
         found_by=(
             "two_loads_that_wait_for_each_other_are_told_so",
@@ -707,6 +758,22 @@ MUTANTS = (
         new="eager = True",
         found_by=("tests/test_recursion.py::test_a_chain_of_five_hundred_loads_works",),
         since=(3, 12),
+    ),
+    Mutant(
+        name="bulk-of-its-own-key-waits",
+        line="§3.7",
+        what="A load of many that awaits one of its keys but the first hangs.",
+        file="_flights.py",
+        old="""\
+        me = current.group or current
+""",
+        new="""\
+        me: Flight | Group = current
+""",
+        found_by=(
+            "loads_of_many_that_wait_for_each_other_are_told_so",
+            "tests/test_bulk.py::test_a_load_that_awaits_any_of_its_own_keys_is_told_so",
+        ),
     ),
     # -- §3.8 no entries
     Mutant(
@@ -969,6 +1036,30 @@ self._registry[key] = flight = Flight(key, name, loop)
         found_by=(
             "the_bound_on_bytes_holds_while_values_land",
             "tests/test_survivors.py::test_a_write_of_one_key_leaves_the_loads_of_others_alone",
+        ),
+    ),
+    Mutant(
+        name="bulk-stores-what-was-fenced",
+        line="§4",
+        what="A load of many stores the old value of a key that was deleted meanwhile.",
+        file="_bulk_load.py",
+        old="if not flights.land(flight):",
+        new="if False:",
+        found_by=(
+            "a_delete_keeps_an_older_load_of_many_out",
+            "tests/test_bulk.py::test_an_invalidated_key_answers_and_is_not_stored_and_the_others_are",
+        ),
+    ),
+    Mutant(
+        name="bulk-extras-without-journal",
+        line="§4",
+        what="A value that nobody asked for is stored though its key was deleted meanwhile.",
+        file="_bulk_load.py",
+        old=" or journal.changed(place)",
+        new="",
+        found_by=(
+            "a_delete_keeps_an_older_load_of_many_out",
+            "tests/test_bulk.py::test_an_extra_is_not_stored_where_something_happened_meanwhile",
         ),
     ),
     # -- §5 time

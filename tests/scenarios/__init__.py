@@ -17,7 +17,10 @@ from async_safe_cache.testing import FakeClock, pause
 
 __all__ = ["SCENARIOS", "Lab", "Scenario", "scenario"]
 
-MODULES = ("coalescing", "fences", "cancellation", "memory", "recursion", "lifecycle", "functions")
+MODULES = (
+    *("coalescing", "fences", "cancellation", "memory", "recursion", "lifecycle", "functions"),
+    "bulk",
+)
 
 
 class Lab:

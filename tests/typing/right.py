@@ -1,6 +1,6 @@
 """Right uses: both type checkers accept every line."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import timedelta
 from typing import Any, assert_type
 
@@ -76,6 +76,14 @@ class Service:
         return str(number)
 
 
+async def fetch_many(absent: list[str]) -> dict[str, int]:
+    return dict.fromkeys(absent, 1)
+
+
+def fetch_many_here(absent: list[str]) -> Mapping[str, bytes]:
+    return dict.fromkeys(absent, b"")
+
+
 async def fetch() -> int:
     return 1
 
@@ -123,6 +131,12 @@ async def main() -> None:
     assert_type(await cache.get_or_load("key", fetch_here, ttl=5), bytes)
     assert_type(await cache.get_or_load("key", lambda: price("a")), float)
     assert_type(await cache.get_many(["a", "b"]), dict[str, Any])
+    assert_type(await cache.get_or_load_many(["a", "b"], fetch_many), dict[str, int])
+    assert_type(await cache.get_or_load_many({"a"}, fetch_many_here, ttl=5), dict[str, bytes])
+    assert_type(
+        await cache.get_or_load_many([1], lambda absent: dict.fromkeys(absent, 1.5)),
+        dict[int, float],
+    )
     found = await cache.lookup("key")
     assert_type(found, Lookup[Any])
     if found.value is not MISSING:

@@ -66,6 +66,7 @@ async def main() -> None:
     loaded: str = await cache.get_or_load("key", fetch)  # type: ignore[arg-type]  # pyright: ignore[reportAssignmentType]
     await cache.get_or_load("key", takes_two)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     await cache.get_or_load("key", fetch, ttl="30")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    await cache.get_or_load_many(["a"], fetch)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     await cache.set("key", 1, tags=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     race_safe_cached(cache, stale_while_revalidate=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     cache.on("gone", print)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
