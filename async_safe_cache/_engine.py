@@ -782,10 +782,14 @@ class Engine:
     def sweep(self, now: float, limit: int) -> bool:
         """Free up to *limit* entries that are cleared or due; tell whether there may be more."""
         dropped: list[object] = []
+        doomed: list[Flight] = []
         with self._lock:
             self.catch_up(dropped)
             self.recent.roll(now, self.stats)
             more = self.store.free(now, limit, dropped) == limit
+            if self.store.links.nodes:
+                self.trim(now, dropped, doomed)
+        cancel(doomed)
         del dropped
         self.tell()
         return more

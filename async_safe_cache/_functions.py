@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable
+from itertools import islice
 from types import CodeType
 from typing import Any, final
 from weakref import ref
@@ -11,6 +12,7 @@ from ._closing import Closing
 from ._engine import Engine
 from ._flights import Flight
 from ._function import ATTRIBUTE, CachedFunction
+from ._removals import MOST
 from .outcomes import RemovalCause
 
 __all__ = ["Functions"]
@@ -51,7 +53,11 @@ class Functions:
             replaced = self._add(function, wrapper, gone)
             engine.counters[counters] = None
         for older in replaced:
+            keys = list(islice(older.space.data, MOST))
             engine.remove_spaces(older.spaces, RemovalCause.CLEARED)
+            if keys and older.options.version != function.options.version:
+                with engine.store.lock:
+                    engine.store.supersede(space, keys)
 
     async def close(self, function: CachedFunction, *, wait: bool) -> None:
         engine, closing = self.engine, self.closing

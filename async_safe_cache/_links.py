@@ -93,6 +93,7 @@ class Links:
         """Let go of *link*, whose value is gone; once for each."""
         node = link.node
         node.links -= 1
+        loose = [node]
         for source in link.sources:
             if node.dependents and source not in node.kept:
                 node.kept[source] = None
@@ -100,7 +101,8 @@ class Links:
                 self._edges += 1
             else:
                 self._loosen(source, node)
-        self._tidy([node])
+                loose.append(source)
+        self._tidy(loose)
 
     def change(self, place: Hashable, generation: int, *, keep: bool = False) -> list[Hashable]:
         """Note a change of *place*; return the places that depend on it, directly or not.
@@ -122,9 +124,7 @@ class Links:
                     waiting.append(dependent)
         if not keep:
             # Nobody is left behind these nodes: nothing to keep edges for.
-            for each in seen:
-                self._forget_kept(each)
-            self._tidy(list(seen))
+            self._tidy([*seen, *(source for each in seen for source in self._forget_kept(each))])
         return [each.place for each in seen if each is not node]
 
     def excess(self) -> Hashable | None:
@@ -152,35 +152,45 @@ class Links:
             source.dependents[node] = edges
         else:
             del source.dependents[node]
-            if source is not node:
-                self._tidy([source])
 
     def _tidy(self, nodes: list[Node]) -> None:
         """Forget which of *nodes*, and of their sources, nobody needs any more."""
         while nodes:
             node = nodes.pop()
-            if node.dependents:
-                continue
-            nodes += self._forget_kept(node)
-            if not node.links and self.nodes.get(node.place) is node:
-                del self.nodes[node.place]
+            if not node.dependents:
+                nodes += self._forget_kept(node)
+                if not node.links and self.nodes.get(node.place) is node:
+                    del self.nodes[node.place]
+            elif node.kept and not node.links:
+                for each in self._stranded(node):
+                    nodes += (each, *self._forget_kept(each))
 
-    def _forget_kept(self, node: Node) -> Iterable[Node]:
-        """Take the kept edges of *node* away; return the sources that nobody depends on now."""
+    def _stranded(self, node: Node) -> Collection[Node]:
+        """Return *node* and all behind it if no value is left there: a cycle that keeps itself.
+
+        O(1) mostly: edges are kept for somebody, who is found at once.
+        """
+        seen: dict[Node, None] = {node: None}
+        waiting = [node]
+        while waiting:
+            for dependent in waiting.pop().dependents:
+                if dependent.links:
+                    return ()
+                if dependent not in seen:
+                    seen[dependent] = None
+                    waiting.append(dependent)
+        return seen
+
+    def _forget_kept(self, node: Node) -> Collection[Node]:
+        """Take the kept edges of *node* away; return the sources, which may be bare now."""
         if not node.kept:
             return ()
         del self._kept[node]
         kept, node.kept = node.kept, {}
         self._edges -= len(kept)
-        bare: list[Node] = []
         for source in kept:
-            edges = source.dependents[node] - 1
-            if edges:
-                source.dependents[node] = edges
-            else:
-                del source.dependents[node]
-                bare.append(source)
-        return bare
+            self._loosen(source, node)
+        return kept
 
     def check(self, links: Iterable[Link]) -> None:
         """Raise AssertionError unless *links* are exactly what is declared. O(edges)."""

@@ -257,8 +257,11 @@ class Loads:
                         return entry
             place = space, key
             flight = flights.get(place, loop)
-            if marks is not None and flight is not None and not flight.cancelling:
-                flight = self._of_version(flight, marks.version)
+            if flight is not None and not flight.cancelling:
+                if marks is not None:
+                    flight = self._of_version(flight, marks.version)
+                elif flight.marks is not None:
+                    flight = self._of_version(flight, space.version)
             if flight is None:
                 if store.bypassed:
                     self._refuse_recursion(current, place)

@@ -323,6 +323,12 @@ class Store:
             self._remember(space, key, _REASON_OF[cause], dropped)
         return False
 
+    def supersede(self, space: Namespace, keys: list[DataKey]) -> None:
+        """Remember that values of *keys* were held under another version."""
+        records = self._record.foresee(len(keys), len(keys))
+        records.room = 0
+        records.add_many(space, keys, MissReason.VERSION_MISMATCH)
+
     def retime(self, entry: Entry, ttl: float | None, now: float) -> None:
         """Give a fresh *entry* a new time to live from now, as its latest use."""
         born = entry.born

@@ -59,7 +59,10 @@ class TagIndex(Generic[E]):
         for tag in tags:
             known = self._tagged.pop(tag, None)
             if known is not None:
-                pool = pool | known if pool else known
+                # The smaller into the larger: many tags at once would be copied again and again.
+                if len(known) > len(pool):
+                    pool, known = known, pool
+                pool.update(known)
         if pool:
             self._condemned.append(pool)
         return pool

@@ -105,6 +105,9 @@ def test_the_explorer_finds_a_planted_bug(name: str) -> None:
 # -- the machinery can fail
 
 
+FENCE = BY_NAME["delete-without-fence"].old
+
+
 def _planted(old: str, new: str, **others: object) -> Mutant:
     known = BY_NAME["delete-without-fence"]
     return dataclasses.replace(known, name="a-trial", old=old, new=new, **others)  # type: ignore[arg-type]
@@ -116,13 +119,13 @@ def test_a_patch_that_does_not_fit_is_refused() -> None:
     with pytest.raises(StalePatchError, match=r"occurs \d+ times in _engine\.py"):
         patched(_planted("self", "me"))
     with pytest.raises(StalePatchError, match=r"is no Python"):
-        patched(_planted("fenced = self._fence(space, key, doomed)", "fenced ="))
+        patched(_planted(FENCE, "fenced ="))
 
 
 def test_a_bug_that_changes_nothing_is_found_by_nobody() -> None:
     harmless = _planted(
-        "fenced = self._fence(space, key, doomed)",
-        "fenced = bool(self._fence(space, key, doomed))",
+        FENCE,
+        "fenced = bool(self._fence(space, key, doomed))\n                entry = space",
         found_by=("tests/test_store.py::test_peek_changes_neither_recency_nor_statistics",),
     )
     result = program.tried(harmless, ROOT, search=False)

@@ -114,10 +114,10 @@ MUTANTS = (
         old="""\
         if registry.get(key) is flight:
             del registry[key]
-        self.running.pop(flight, None)""",
+        if flight.marks""",
         new="""\
         registry.pop(key, None)
-        self.running.pop(flight, None)""",
+        if flight.marks""",
         found_by=(
             "a_fenced_load_leaves_its_successor_alone",
             "tests/test_flights.py::test_an_old_load_that_ends_leaves_the_newer_one_joinable",
@@ -371,8 +371,8 @@ MUTANTS = (
         line="§3.4",
         what="A cancelled load that swallows its cancellation still stores its value.",
         file="_flights.py",
-        old="is flight and not flight.cancelling",
-        new="is flight",
+        old="return registered and not flight.cancelling",
+        new="return registered",
         found_by=(
             "a_value_that_came_in_spite_of_a_cancellation_goes_nowhere",
             "tests/test_cancellation.py::test_a_load_that_swallows_its_cancellation_stores_nothing",
@@ -918,8 +918,12 @@ self._registry[key] = flight = Flight(key, name, loop)
         line="§4",
         what="A delete leaves the load under way alone: it stores the old value after the delete.",
         file="_engine.py",
-        old="fenced = self._fence(space, key, doomed)",
-        new="fenced = False",
+        old="""\
+                fenced = self._fence(space, key, doomed)
+                entry = space""",
+        new="""\
+                fenced = False
+                entry = space""",
         found_by=(
             "a_delete_keeps_an_older_load_out",
             "tests/test_cache.py::test_after_a_write_no_read_sees_what_was_loaded_before_it",
@@ -932,8 +936,11 @@ self._registry[key] = flight = Flight(key, name, loop)
         file="_engine.py",
         old="""\
             self._fence(space, key, doomed)
-            return self.store.put""",
-        new="            return self.store.put",
+            self._change(((space, key),), now, dropped, doomed)
+            self._publish""",
+        new="""\
+            self._change(((space, key),), now, dropped, doomed)
+            self._publish""",
         found_by=(
             "a_set_beats_an_older_load",
             "tests/test_cache.py::test_after_a_write_no_read_sees_what_was_loaded_before_it",
@@ -988,8 +995,8 @@ self._registry[key] = flight = Flight(key, name, loop)
         line="§4",
         what="A load stores without being the registered one: what was fenced comes back.",
         file="_flights.py",
-        old="return self._registry.get(flight.key) is flight and",
-        new="return",
+        old="return registered and not flight.cancelling",
+        new="return not flight.cancelling",
         found_by=(
             "a_delete_keeps_an_older_load_out",
             "tests/test_cache.py::test_after_a_write_no_read_sees_what_was_loaded_before_it",
@@ -1028,11 +1035,12 @@ self._registry[key] = flight = Flight(key, name, loop)
         file="_engine.py",
         old="""\
             self._fence(space, key, doomed)
-            return self.store.put""",
+            self._change(((space, key),), now, dropped, doomed)
+            self._publish""",
         new="""\
             for each in self.flights.registered():
                 self._fence(*each, doomed)
-            return self.store.put""",
+            self._publish""",
         found_by=(
             "the_bound_on_bytes_holds_while_values_land",
             "tests/test_survivors.py::test_a_write_of_one_key_leaves_the_loads_of_others_alone",
@@ -1043,8 +1051,10 @@ self._registry[key] = flight = Flight(key, name, loop)
         line="§4",
         what="A load of many stores the old value of a key that was deleted meanwhile.",
         file="_bulk_load.py",
-        old="if not flights.land(flight):",
-        new="if False:",
+        old="landing.store_value(flight, value, weight, now, dropped, doomed)",
+        new="""\
+put, kind = landing.store.put, flight.load[0]
+                    put(*flight.key, kind, value, weight, None, now or 0, dropped)""",
         found_by=(
             "a_delete_keeps_an_older_load_of_many_out",
             "tests/test_bulk.py::test_an_invalidated_key_answers_and_is_not_stored_and_the_others_are",
@@ -1764,13 +1774,11 @@ digest = lambda _: b''
         file="_engine.py",
         old="""\
         weight = self.measure(key, value)
-
-        def action""",
+        if marks""",
         new="""\
         with self._lock:
             weight = self.measure(key, value)
-
-        def action""",
+        if marks""",
         found_by=(
             "tests/test_survivors.py::test_while_the_users_code_runs_another_thread_gets_into_the_cache",
         ),
@@ -2182,7 +2190,7 @@ oldest = next(iter(self._order), None)
         what="A forked child waits for loads that run in its parent.",
         file="_flights.py",
         old="""\
-        self._registry, self.running = {}, {}
+        self._registry, self._apart, self.running = {}, {}, {}
         self.overlapping = 0
         return flights""",
         new="        return flights",
