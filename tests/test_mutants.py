@@ -125,7 +125,7 @@ def test_a_patch_that_does_not_fit_is_refused() -> None:
 def test_a_bug_that_changes_nothing_is_found_by_nobody() -> None:
     harmless = _planted(
         FENCE,
-        "fenced = bool(self._fence(space, key, doomed))\n                entry = space",
+        FENCE.replace("self._fence(space, key, doomed)", "bool(self._fence(space, key, doomed))"),
         found_by=("tests/test_store.py::test_peek_changes_neither_recency_nor_statistics",),
     )
     result = program.tried(harmless, ROOT, search=False)
