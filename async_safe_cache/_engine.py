@@ -503,10 +503,8 @@ class Engine:
 
         def action(now: float, dropped: list[object], doomed: list[Flight]) -> int:
             self.admit()
-            if watch is not None:
-                self.watches.discard(ref(watch))
-                if watch.changed:
-                    return False
+            if watch is not None and watch.changed:
+                return False
             removed = 0
             gone: list[Place] = []
             for (space, key), write in writes.items():
@@ -577,6 +575,11 @@ class Engine:
         with self._lock:
             watch.watched.update(places)
             self.watches.add(ref(watch))
+
+    def look_away(self, watch: Watch) -> None:
+        """Tell *watch* nothing any more."""
+        with self._lock:
+            self.watches.discard(ref(watch))
 
     def _change(
         self,

@@ -81,6 +81,8 @@ class Transaction:
                 async with self._sections.writing():
                     self._commit()
         finally:
+            if self._watch is not None:
+                self._engine.look_away(self._watch)
             self._over = True
             self._writes, self._tags, self._watch = {}, {}, None
 

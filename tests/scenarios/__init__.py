@@ -19,7 +19,7 @@ __all__ = ["SCENARIOS", "Lab", "Scenario", "scenario"]
 
 MODULES = (
     *("coalescing", "fences", "cancellation", "memory", "recursion", "lifecycle", "functions"),
-    "bulk",
+    *("bulk", "consistency"),
 )
 
 
