@@ -2375,4 +2375,211 @@ oldest = next(iter(self._order), None)
         new="                self._task.cancel()\n",
         found_by=("a_second_close_ends_the_first_one_s_patience",),
     ),
+    # -- §4, §8 many keys as one
+    Mutant(
+        name="tags-fence-no-loads",
+        line="§4",
+        what="An invalidated tag leaves the loads of such keys alone: they store the old value.",
+        file="_engine.py",
+        old="if not set(tags).isdisjoint(flight.marks.all_tags()):",
+        new="if False:",
+        found_by=(
+            "an_invalidated_tag_keeps_an_older_load_out",
+            "tests/test_tags.py::test_a_load_under_way_is_fenced_by_its_tag",
+        ),
+    ),
+    Mutant(
+        name="tag-index-updated-late",
+        line="§6",
+        what="An entry that left stays in the index of its tags, with its value.",
+        file="_store.py",
+        old="            self.tags.discard(entry, facts.tags)\n",
+        new="            pass\n",
+        found_by=("tests/test_tags.py::test_nothing_is_left_of_a_tag_when_its_entries_are_gone",),
+    ),
+    Mutant(
+        name="late-tags-not-held-back",
+        line="§4",
+        what="A tag that a loader adds in its last step was invalidated while it ran: stored.",
+        file="_landing.py",
+        old="if not self.engine.held_back(flight, flight.marks.all_tags()):",
+        new="if True:",
+        found_by=(
+            "a_tag_that_the_loader_adds_last_is_fenced_too",
+            "tests/test_tags.py::test_a_fenced_load_leaves_the_reason",
+        ),
+    ),
+    Mutant(
+        name="late-tags-stay-joinable",
+        line="§4",
+        what="A newcomer joins a load that may yet turn out to have an invalidated tag.",
+        file="_engine.py",
+        old="                flights.set_apart(flight.key)\n",
+        new="",
+        found_by=(
+            "a_tag_that_the_loader_adds_last_is_fenced_too",
+            "tests/test_tags.py::test_a_load_under_way_is_fenced_by_its_tag",
+        ),
+    ),
+    Mutant(
+        name="set-apart-is-fenced",
+        line="§4",
+        what="Each invalidation of tags loses every load that can still add some.",
+        file="_engine.py",
+        old="flights.set_apart(flight.key)",
+        new="self._fence(*flight.key, doomed)",
+        found_by=(
+            "a_load_without_the_invalidated_tag_is_stored",
+            "tests/test_tags.py::test_a_load_set_apart_is_stored_unless_its_key_was_written",
+        ),
+    ),
+    Mutant(
+        name="commit-in-two-steps",
+        line="§8",
+        what="A commit applies its writes one by one, with an await in between.",
+        file="_transaction.py",
+        old="                    self._commit()\n",
+        new="""\
+                    for place, write in self._writes.items():
+                        self._engine.commit({place: write}, (), None)
+                        await asyncio.sleep(0)
+""",
+        found_by=("a_commit_is_seen_whole_or_not_at_all",),
+    ),
+    Mutant(
+        name="publish-before-retire",
+        line="§8",
+        what="A commit publishes the new a while the old b can still be seen by other threads.",
+        file="_engine.py",
+        old="                    self.store.retire(space, key, now, dropped)\n",
+        new="                    pass\n",
+        found_by=(
+            "tests/test_transactions.py::test_every_old_value_is_retired_before_a_new_one_is_published",
+        ),
+    ),
+    Mutant(
+        name="commit-does-not-fence",
+        line="§4",
+        what="A load that began before a commit overwrites what was committed.",
+        file="_engine.py",
+        old="""\
+                fenced = self._fence(space, key, doomed)
+                if write is not None:""",
+        new="""\
+                fenced = False
+                if write is not None:""",
+        found_by=(
+            "a_commit_beats_an_older_load",
+            "tests/test_transactions.py::test_a_load_under_way_does_not_undo_a_commit",
+        ),
+    ),
+    Mutant(
+        name="conflict-not-noticed",
+        line="§8",
+        what='on_conflict="raise" commits although what it read was changed.',
+        file="_engine.py",
+        old="if watch is not None and watch.changed:",
+        new="if False:",
+        found_by=(
+            "a_conflict_is_raised_and_nothing_applied",
+            "tests/test_transactions.py::test_a_change_of_what_was_read_is_a_conflict",
+        ),
+    ),
+    Mutant(
+        name="swap-without-compare",
+        line="§8",
+        what="update() writes what it computed from a value that was changed meanwhile.",
+        file="_engine.py",
+        old="if self.peek(space, key, now) is not before:",
+        new="if False:",
+        found_by=(
+            "no_update_is_lost",
+            "tests/test_update.py::test_a_set_in_between_is_not_lost",
+        ),
+    ),
+    Mutant(
+        name="view-without-generation",
+        line="§8",
+        what="A view shows what was written after it opened: a mix.",
+        file="_engine.py",
+        old="if entry is not None and entry.generation > generation and entry.deadline > now:",
+        new="if False:",
+        found_by=(
+            "a_view_sees_a_miss_and_never_a_mix",
+            "tests/test_transactions.py::test_a_view_sees_what_was_there_and_nothing_newer",
+        ),
+    ),
+    Mutant(
+        name="section-not-refused",
+        line="§8",
+        what="A task writes inside its own section, and waits for itself.",
+        file="_rwlock.py",
+        old="        gate.refuse(task)\n        if not sections.wait",
+        new="        if not sections.wait",
+        found_by=("tests/test_transactions.py::test_nobody_writes_in_a_section_of_his_own",),
+    ),
+    Mutant(
+        name="lock-released-early",
+        line="§8",
+        what="lock() is given back while its block still runs.",
+        file="_locks.py",
+        old="        return LockGrant(request.token)",
+        new="        locks._leave(request)\n        return LockGrant(request.token)",
+        found_by=(
+            "a_lock_keeps_others_out_until_its_end",
+            "tests/test_update.py::test_a_lock_is_exclusive_per_key_and_shared_by_readers",
+        ),
+    ),
+    Mutant(
+        name="dependency-edge-dropped",
+        line="§4",
+        what="A change reaches the first value that depends on it, and nothing behind that.",
+        file="_links.py",
+        old="                    waiting.append(dependent)\n        if not keep",
+        new="                    pass\n        if not keep",
+        found_by=(
+            "a_change_reaches_everything_that_depends_on_it",
+            "tests/test_dependencies.py::test_a_change_reaches_everything_behind_it",
+        ),
+    ),
+    Mutant(
+        name="cascade-does-not-fence",
+        line="§4",
+        what="A load is stored although what it depends on was changed while it ran.",
+        file="_engine.py",
+        old="""\
+                    fenced = self._fence(space, key, doomed)
+                store.remove""",
+        new="""\
+                    fenced = False
+                store.remove""",
+        found_by=(
+            "a_change_reaches_everything_that_depends_on_it",
+            "tests/test_dependencies.py::test_a_change_fences_the_load_of_what_depends_on_it",
+        ),
+    ),
+    Mutant(
+        name="kept-edges-dropped",
+        line="§4",
+        what="a -> b -> c, b is evicted: a change of a does not reach c.",
+        file="_links.py",
+        old="if node.dependents and source not in node.kept:",
+        new="if False:",
+        found_by=(
+            "a_change_passes_through_what_was_evicted",
+            "tests/test_dependencies.py::test_a_change_passes_through_what_was_evicted",
+        ),
+    ),
+    Mutant(
+        name="refresh-fences-who-waits-for-it",
+        line="§4",
+        what="A load that refreshes its own source is never stored.",
+        file="_engine.py",
+        old="if flight is not None and self.flights.cycle(landed, flight):",
+        new="if False:",
+        found_by=(
+            "a_refresh_of_a_source_by_its_dependent_spares_it",
+            "tests/test_dependencies.py::test_a_load_that_refreshes_its_own_source_is_stored",
+        ),
+    ),
 )
