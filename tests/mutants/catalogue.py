@@ -2405,7 +2405,7 @@ oldest = next(iter(self._order), None)
         old="if not self.engine.held_back(flight, flight.marks.all_tags()):",
         new="if True:",
         found_by=(
-            "a_tag_that_the_loader_adds_last_is_fenced_too",
+            "a_tag_that_the_loader_adds_last_keeps_it_out",
             "tests/test_tags.py::test_a_fenced_load_leaves_the_reason",
         ),
     ),
