@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from async_safe_cache import MISSING, AsyncSafeCache, MissReason, TransactionConflictError
+from benchmarks.commit_stress import stress
 
 from .virtual import Loader, VirtualClock, run_virtual, settle
 
@@ -159,3 +160,12 @@ def test_a_cancellation_at_any_await_leaves_all_or_nothing(turn: int, clock: Vir
         assert await cache.get_many("abc") == {"a": 2}
 
     run_virtual(main(), clock)
+
+
+def test_readers_without_a_lock_see_no_half_of_a_commit() -> None:
+    """In other threads, by peek and by hits; two single writes instead show what they would see."""
+    for counts in stress(0.5).values():
+        assert counts.commits
+        assert counts.pairs
+        assert counts.mixes == 0
+    assert any(counts.mixes for counts in stress(0.5, together=False).values())
