@@ -470,12 +470,12 @@ class Engine:
         self.write(action)
 
     def swap(
-        self, space: Namespace, key: DataKey, before: Entry | None, write: Write | None
-    ) -> bool:
+        self, space: Namespace, key: DataKey, before: Entry | None, write: Write | None,
+        *, keep: bool,
+    ) -> bool:  # fmt: skip
         """Write, or with None remove, if the fresh entry is still *before*; tell whether it was.
 
-        Of a write without a ttl of its own the deadline, of one without marks the
-        facts of *before* remain.
+        With *keep* the deadline of *before*, if there is one, remains.
         """
 
         def action(now: float, dropped: list[object], doomed: list[Flight]) -> int:
@@ -485,9 +485,14 @@ class Engine:
             self._fence(space, key, doomed)
             if write is None:
                 self.store.remove(space, key, RemovalCause.DELETED, now, dropped)
+                self._note(space, key)
             self._change(((space, key),), now, dropped, doomed)
             if write is not None:
-                self._publish(space, key, write, now, dropped)
+                kept = write
+                if keep and before is not None:
+                    left = before.deadline - now
+                    kept = write._replace(ttl=None if left == math.inf else left)
+                self._publish(space, key, kept, now, dropped)
             return True
 
         return bool(self.write(action))
@@ -569,6 +574,24 @@ class Engine:
                 self.watches.discard(reference)  # its transaction was forgotten
             elif not watch.changed and concerns(watch):
                 watch.changed = True
+
+    def behind(
+        self, places: Collection[Place], tags: Collection[str], now: float
+    ) -> Collection[object]:
+        """Return what a change of *places*, and of what has one of *tags*, would remove with them.
+
+        Complexity: O(entries with one of the tags + edges behind all of them).
+        """
+        store = self.store
+        if not (store.links.nodes and (places or tags)):
+            return ()
+        with self._lock:
+            tagged = [
+                (entry.space, entry.key)
+                for entry in store.tags.carrying(tags)
+                if entry.deadline > now
+            ]
+            return store.links.behind([*places, *tagged])
 
     def look_after(self, watch: Watch, places: Collection[Place]) -> None:
         """Let *watch* know when *places* change from now on."""

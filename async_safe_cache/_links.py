@@ -113,19 +113,20 @@ class Links:
         node = self.nodes.get(place)
         if node is None:
             return []
-        seen: dict[Node, None] = {node: None}
-        waiting = [node]
-        while waiting:
-            each = waiting.pop()
+        seen = _reached([node])
+        for each in seen:
             each.changed = generation
-            for dependent in each.dependents:
-                if dependent not in seen:
-                    seen[dependent] = None
-                    waiting.append(dependent)
         if not keep:
             # Nobody is left behind these nodes: nothing to keep edges for.
             self._tidy([*seen, *(source for each in seen for source in self._forget_kept(each))])
         return [each.place for each in seen if each is not node]
+
+    def behind(self, places: Iterable[Hashable]) -> set[Hashable]:
+        """Return what changes of *places* would reach, and *places* that have a node."""
+        return {
+            each.place
+            for each in _reached([self.nodes[place] for place in places if place in self.nodes])
+        }
 
     def excess(self) -> Hashable | None:
         """Return the oldest place with kept edges if there are too many: it counts as changed."""
@@ -216,6 +217,17 @@ class Links:
             _claim(bool(node.links or node.dependents), "a node nobody needs is gone")
             _claim(bool(node.kept) == (node in self._kept), "kept edges are known")
             _claim(not node.kept or bool(node.dependents), "edges are kept for somebody")
+
+
+def _reached(waiting: list[Node]) -> dict[Node, None]:
+    """Return *waiting*, which is used up, and all who depend on them, directly or not."""
+    seen = dict.fromkeys(waiting)
+    while waiting:
+        for dependent in waiting.pop().dependents:
+            if dependent not in seen:
+                seen[dependent] = None
+                waiting.append(dependent)
+    return seen
 
 
 def _claim(holds: bool, invariant: str) -> None:

@@ -67,6 +67,10 @@ class TagIndex(Generic[E]):
             self._condemned.append(pool)
         return pool
 
+    def carrying(self, tags: Iterable[str]) -> list[E]:
+        """Return what carries any of *tags* now; what carries two of them, twice."""
+        return [entry for tag in tags for entry in self._tagged.get(tag, ())]
+
     def take(self, pool: dict[E, None], limit: float) -> list[E]:
         """Return up to *limit* entries of *pool*; the caller removes them."""
         take = pool.popitem

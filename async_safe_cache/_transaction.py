@@ -11,12 +11,11 @@ whether somebody else changed what was read.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, cast, final
+from typing import Any, Final, Self, TypeVar, final
 
 from ._engine import Engine, Watch, Write
-from ._entries import Entry
 from ._marks import Place
 from ._places import Places
 from ._rwlock import Sections
@@ -167,8 +166,9 @@ class Transaction:
             UnsupportedKeyError: *key* cannot be a key.
             CacheClosedError: The cache is closed.
         """
-        found = await self.get_many([key])
-        return found.get(key, default)
+        self._check()
+        place = self._places.of(key)[:2]
+        return self._read([place]).get(place, default)
 
     async def get_many(self, keys: Iterable[K]) -> dict[K, Any]:
         """Return the values of *keys* as this transaction has left them, hits only.
@@ -182,31 +182,30 @@ class Transaction:
             CacheClosedError: The cache is closed.
         """
         self._check()
-        engine = self._engine
         places = {key: place[:2] for key, place in self._places.several("get_many", keys).items()}
-        asked = [place for place in places.values() if place not in self._writes]
+        values = self._read(list(places.values()))
+        return {key: values[place] for key, place in places.items() if place in values}
+
+    def _read(self, places: list[Place]) -> dict[Place, Any]:
+        """Return what each of *places* holds, if anything."""
+        engine = self._engine
+        asked = [place for place in places if place not in self._writes]
         if self._watch is not None and asked:
             engine.look_after(self._watch, asked)
-        entries = dict(zip(asked, engine.read_many(asked, engine.clock()), strict=True))
-        found: dict[K, Any] = {}
-        for key, place in places.items():
-            entry = entries.get(place)
+        now = engine.clock()
+        entries = engine.read_many(asked, now)
+        behind = engine.behind(self._writes, self._tags, now)
+        tags = self._tags.keys()
+        values = {
+            place: entry.value
+            for place, entry in zip(asked, entries, strict=True)
+            if entry is not None and place not in behind and tags.isdisjoint(entry.tags)
+        }
+        for place in places:
             write = self._writes.get(place)
             if write is not None:
-                found[key] = write.value
-            elif entry is not None and not self._invalidated(entry):
-                found[key] = entry.value
-        return found
-
-    def _invalidated(self, entry: Entry) -> bool:
-        """Tell whether *entry* is one that the commit is going to remove."""
-        if self._tags and not self._tags.keys().isdisjoint(entry.tags):
-            return True
-        link = entry.link
-        if link is None:
-            return False
-        sources: Callable[[Any], bool] = self._writes.__contains__
-        return any(sources(cast("Place", node.place)) for node in link.sources)
+                values[place] = write.value
+        return values
 
 
 def _current_task() -> "asyncio.Task[Any] | None":

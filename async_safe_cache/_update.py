@@ -27,6 +27,8 @@ __all__ = ["Updates"]
 MOST_ATTEMPTS: Final = 1_000
 """An update that somebody else was faster than so often gives up: its own fn writes the key."""
 
+_LOST: Final = object()
+
 
 @final
 class Updates:
@@ -48,11 +50,15 @@ class Updates:
         if inspect.iscoroutinefunction(fn):
             async with self.locks.holding([place]):
                 return await self._replace(place, kind, fn, default, given, options)
-        return await self._replace(place, kind, fn, default, given, options)
+        value = await self._replace(place, kind, fn, default, given, options, queued=False)
+        if value is not _LOST:
+            return value
+        async with self.locks.holding([place]):
+            return await self._replace(place, kind, fn, default, given, options)
 
     async def _replace(
         self, place: Place, kind: object, fn: Callable[[Any], Any], default: object,
-        given: dict[str, Any], options: CacheOptions,
+        given: dict[str, Any], options: CacheOptions, *, queued: bool = True,
     ) -> Any:  # fmt: skip
         engine, (space, key) = self.engine, place
         options = options.but(**given)
@@ -62,34 +68,32 @@ class Updates:
             now = engine.moment()
             before = engine.look(space, key, now)
             value = fn(default if before is None else before.value)
-            if inspect.isawaitable(value):
+            awaited = inspect.isawaitable(value)
+            if awaited:
                 value = await value
             if value is MISSING:
                 write = None
             else:
                 ttl = engine.shortened(options)
-                marks = own_marks
-                if before is not None:
-                    if given["ttl"] is UNSET:
-                        ttl = _time_left(before, engine.moment())
-                    if given["tags"] is UNSET and given["depends_on"] is UNSET:
-                        marks = _marks_of(before)
+                marks = own_marks if before is None else _kept(before, own_marks, given)
                 write = engine.stage("update()", key, kind, value, ttl, marks)
             async with self.sections.writing():
-                if engine.swap(space, key, before, write):
+                if engine.swap(space, key, before, write, keep=given["ttl"] is UNSET):
                     return value
+            if awaited and not queued:
+                return _LOST  # it did not look like an async function, and must queue like one
         raise TransactionConflictError(engine.name, what="an update")
 
 
-def _time_left(entry: Entry, now: float) -> float | None:
-    """Return the ttl that keeps the deadline of *entry*; if that has come, `swap` refuses."""
-    left = entry.deadline - now
-    return None if left == float("inf") else max(left, 1e-9)
-
-
-def _marks_of(entry: Entry) -> Marks | None:
-    facts = entry.facts
+def _kept(entry: Entry, own: Marks | None, given: dict[str, Any]) -> Marks | None:
+    """Return what was *given* of an update, and for the rest what *entry* had."""
+    facts, tags, sources = entry.facts, given["tags"], given["depends_on"]
     if not isinstance(facts, Facts):
-        return None
-    sources: Any = () if facts.link is None else [node.place for node in facts.link.sources]
-    return Marks(facts.tags, tuple(sources), facts.version)
+        return None if tags is UNSET and sources is UNSET else own
+    nodes: Any = () if facts.link is None else facts.link.sources
+    own = own or Marks()
+    return Marks(
+        facts.tags if tags is UNSET else own.tags,
+        tuple([node.place for node in nodes]) if sources is UNSET else own.sources,
+        facts.version,
+    )

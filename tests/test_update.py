@@ -202,3 +202,70 @@ def test_a_lock_is_exclusive_per_key_and_shared_by_readers(clock: VirtualClock) 
                     raise AssertionError
 
     run_virtual(main(), clock)
+
+
+def test_tags_alone_are_given_and_the_sources_stay(clock: VirtualClock) -> None:
+    cache = AsyncSafeCache(clock=clock)
+
+    async def main() -> None:
+        await cache.set("n", 1, tags="old", depends_on="source")
+        await cache.update("n", lambda value: value + 1, tags="new")
+        assert await cache.invalidate_tags("old") == 0
+        assert (await cache.explain("n")).depends_on == 1
+        await cache.update("n", lambda value: value + 1, depends_on="another")
+        assert (await cache.explain("n")).tags == ("new",)
+        await cache.set("source", 1)
+        assert await cache.get("n") == 3
+        await cache.set("another", 1)
+        assert await cache.get("n") is None
+
+    run_virtual(main(), clock)
+
+
+def test_a_deadline_does_not_move_while_an_update_waits(clock: VirtualClock) -> None:
+    """A counter of ten seconds, incremented all the time beside readers, ends after ten."""
+    cache = AsyncSafeCache(clock=clock)
+
+    async def main() -> None:
+        begun = clock.now
+        await cache.set("n", 0, ttl=10)
+        for _ in range(20):
+            async with cache.reading():
+                await asyncio.create_task(cache.increment("n"))  # waits for this section
+        assert clock.now - begun == pytest.approx(2)
+        assert (await cache.lookup("n")).ttl_left == pytest.approx(8)
+
+        async def touched(value: int) -> int:
+            await cache.touch("n", 100)
+            return value
+
+        await cache.update("n", touched)
+        assert (await cache.lookup("n")).ttl_left == pytest.approx(100)
+
+    run_virtual(main(), clock)
+
+
+def test_functions_that_only_return_an_awaitable_queue_too(clock: VirtualClock) -> None:
+    """More of them than an update has attempts, each as slow as the others."""
+    cache = AsyncSafeCache(clock=clock)
+    calls = 0
+
+    class Plus:
+        async def __call__(self, value: int) -> int:
+            nonlocal calls
+            calls += 1
+            await asyncio.sleep(1)
+            return value + 1
+
+    async def main() -> None:
+        await asyncio.gather(*[cache.update("n", Plus(), default=0) for _ in range(1_200)])
+        assert await cache.get("n") == 1_200
+        assert calls < 2 * 1_200
+
+        async def inner(value: int) -> int:
+            return value + await cache.update("n", Plus())
+
+        with pytest.raises(TransactionConflictError):
+            await cache.update("n", lambda value: inner(value))
+
+    run_virtual(main(), clock)

@@ -2535,8 +2535,8 @@ oldest = next(iter(self._order), None)
         line="§4",
         what="A change reaches the first value that depends on it, and nothing behind that.",
         file="_links.py",
-        old="                    waiting.append(dependent)\n        if not keep",
-        new="                    pass\n        if not keep",
+        old="                waiting.append(dependent)\n    return seen",
+        new="                pass\n    return seen",
         found_by=(
             "a_change_reaches_everything_that_depends_on_it",
             "tests/test_dependencies.py::test_a_change_reaches_everything_behind_it",
