@@ -124,11 +124,16 @@ def test_on_a_terminal_the_progress_line_goes_again(
 
 @pytest.mark.parametrize(
     ("script", "output"),
-    [("race_conditions.py", "library  holds: 5,000 swept"), ("quickstart.py", "loads=1")],
+    [
+        ("race_conditions.py", "library  holds: 5,000 swept"),
+        ("quickstart.py", "loads=1"),
+        ("stale_related.py 500", "holds: never an old page"),
+    ],
 )
 def test_an_example_runs_on_its_own(script: str, output: str) -> None:
+    name, *arguments = script.split()
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(ROOT / "examples" / script)],
+        [sys.executable, "-W", "error", str(ROOT / "examples" / name), *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
