@@ -414,6 +414,8 @@ def test_a_callback_runs_outside_the_lock_when_the_operation_is_over() -> None:
         at_once(cache.set("key", 1))
         at_once(cache.delete("key", "other"))
         run_virtual(cache.refresh(f, 2))
+        for worker in tuple(cache._engine.workers):
+            worker.join(10)  # it wakes its caller first, and then tells the listeners
         with pytest.raises(KeyError):
             run_virtual(cache.get_or_load("key", Loader(KeyError())))
         run_virtual(cache.clear())

@@ -105,6 +105,7 @@ class Lab:
             assert not cache._engine.flights.running, "a flight is left"
             assert not cache._engine.flights._registry, "a registered flight is left"
             stats = cache.stats()
+            assert stats.inconsistent_reads == 0, "a read met what should have been gone"
             assert stats.misses == sum(stats.misses_by_reason.values())
             assert stats.misses_by_reason[MissReason.BYPASSED] == 0
         assert not self.running, "a loader is left"
