@@ -664,12 +664,14 @@ class Engine:
         Returns how many fresh values were removed, and the pool of what is to follow.
         """
         pool: dict[Entry, None] = {}
+        # A finaliser's call is put off, and nobody goes on with it.
+        most = math.inf if self.reentered else limit
 
         def action(now: float, dropped: list[object], doomed: list[Flight]) -> int:
             nonlocal pool
             self.admit()
             pool = self._condemn(tags, now, dropped, doomed)
-            removed = self._remove_tagged(pool, limit, now, dropped, doomed)
+            removed = self._remove_tagged(pool, most, now, dropped, doomed)
             if self.store.events is not None:
                 cause = RemovalCause.TAG_INVALIDATED
                 self.store.events.invalidated(cause, removed + len(pool), (), tags)

@@ -79,7 +79,9 @@ class Places:
         if version is UNSET:
             version = space.version
         if not (options.tags or options.depends_on or added is not None):
-            return None if version == space.version else Marks(version=version)
+            # An entry where hits look at dependencies has facts in any case, and pays for them.
+            plain = version == space.version and not space.linked
+            return None if plain else Marks(version=version)
         tags = options.tags
         if callable(tags):
             tags = check_tags("tags", _computed("tags", tags, call))
