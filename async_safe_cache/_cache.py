@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, final, get_args, overload
+from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, Unpack, final, get_args, overload
 
 from ._background import Background
 from ._bulk import Asked, Bulk
@@ -38,6 +38,8 @@ from .options import (
     AlertThresholds,
     CacheOptions,
     Dependencies,
+    KeyOptions,
+    LoadOptions,
     NegativeTtl,
     Tags,
     Ttl,
@@ -111,6 +113,9 @@ class AsyncSafeCache:
         after_close: "error" or "call".
         version: What values are stored under; a value of another version is a miss.
         section_wait: Seconds that a write waits for read sections of its loop, at most.
+        freshness: stale_while_revalidate, stale_if_error, refresh_ahead, soft_timeout,
+            hard_timeout, load_timeout, error_backoff, copy, skip, vary_on, context,
+            propagate: see `CacheOptions`.
 
     Raises:
         TypeError: An option is of a type that it cannot have.
@@ -136,6 +141,7 @@ class AsyncSafeCache:
         after_close: Literal["error", "call"] = "error",
         version: str | int | None = None,
         section_wait: float | timedelta = 0.1,
+        **freshness: Unpack[KeyOptions],
     ) -> None:
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"name must be a str, not {type(name).__name__}")
@@ -156,6 +162,8 @@ class AsyncSafeCache:
             negative=negative,
             after_close=after_close,
             version=version,
+            **freshness,
+            default=True,
         )
         store = Store(
             check_bound("max_entries", max_entries),
@@ -172,7 +180,8 @@ class AsyncSafeCache:
         self._engine.counters[raw] = None
         self._raw = Namespace(store, name, raw)
         self._raw.version = self._options.version
-        self._places = Places(name, store, self._raw)
+        self._raw.copier = self._options.copier
+        self._places = Places(name, store, self._raw, self._options.vary_on)
         self._sections = Sections(check_seconds("section_wait", section_wait, zero=True))
         self._locks = Locks()
         self._updates = Updates(self._engine, self._places, self._sections)
@@ -238,10 +247,12 @@ class AsyncSafeCache:
         space, data, _ = self._place(key)
         found = engine.read(space, data, engine.clock())
         self._revive()
-        return found.value if isinstance(found, Entry) else default
+        return found.handed if isinstance(found, Entry) else default
 
     async def lookup(self, key: object) -> Lookup[Any]:
         """Return the fresh value of *key* with its age, or the reason why there is none.
+
+        A stale value is shown, but it is a miss: the load behind it needs a loader.
 
         Raises:
             UnsupportedKeyError: *key* cannot be a key.
@@ -251,9 +262,11 @@ class AsyncSafeCache:
         space, data, _ = self._place(key)
         now = engine.clock()
         found = engine.read(space, data, now)
+        stale = None
         if isinstance(found, MissReason):
+            stale = engine.stale(space, data, now, space.version)
             self._revive()
-        return lookup_of(found, now)
+        return lookup_of(found, now, stale)
 
     def peek(self, key: object, default: D | Missing = MISSING) -> Any | D | Missing:
         """Return the fresh value of *key*, or *default*: no statistics, no recency, no waiting.
@@ -265,7 +278,7 @@ class AsyncSafeCache:
         self._engine.admit()
         space, data, _ = self._place(key)
         entry = self._engine.look(space, data, self._engine.clock())
-        return default if entry is None else entry.value
+        return default if entry is None else entry.handed
 
     async def get_many(self, keys: Iterable[K]) -> dict[K, Any]:
         """Return the fresh values of *keys*, hits only, all of one moment.
@@ -287,7 +300,7 @@ class AsyncSafeCache:
             [place[:2] for place in places.values()], self._engine.clock()
         )
         return {
-            key: entry.value for key, entry in zip(places, found, strict=True) if entry is not None
+            key: entry.handed for key, entry in zip(places, found, strict=True) if entry is not None
         }
 
     @overload
@@ -304,6 +317,7 @@ class AsyncSafeCache:
         tags: Tags | Unset = ...,
         depends_on: Dependencies | Unset = ...,
         version: str | int | None | Unset = ...,
+        **freshness: Unpack[LoadOptions],
     ) -> V: ...
     @overload
     async def get_or_load(
@@ -319,6 +333,7 @@ class AsyncSafeCache:
         tags: Tags | Unset = ...,
         depends_on: Dependencies | Unset = ...,
         version: str | int | None | Unset = ...,
+        **freshness: Unpack[LoadOptions],
     ) -> V: ...
     async def get_or_load(
         self,
@@ -333,6 +348,7 @@ class AsyncSafeCache:
         tags: Tags | Unset = UNSET,
         depends_on: Dependencies | Unset = UNSET,
         version: str | int | None | Unset = UNSET,
+        **freshness: Unpack[LoadOptions],
     ) -> Any:
         """Return the fresh value of *key*, loading it once for all who ask.
 
@@ -348,6 +364,9 @@ class AsyncSafeCache:
             tags: Of the value; the loader may add more, by its `LoadContext`.
             depends_on: Keys and calls whose change invalidates the value.
             version: A value stored under another version is loaded again.
+            freshness: stale_while_revalidate, stale_if_error, refresh_ahead, soft_timeout,
+                hard_timeout, load_timeout, error_backoff, copy, skip, context, propagate:
+                see `CacheOptions`, and docs/freshness.md for what they do together.
 
         Returns:
             The very object that is stored: copy it before you change it.
@@ -355,6 +374,7 @@ class AsyncSafeCache:
         Raises:
             RecursiveLoadError: *loader* waits, directly or not, for *key*.
             LoadCancelledError: *loader* was cancelled from inside.
+            LoadTimeoutError: This call waited hard_timeout, or the load took load_timeout.
             CacheClosedError: The cache is closed.
             UnsupportedKeyError: *key* cannot be a key.
             TypeError: *loader* cannot be called so, or gave an awaitable,
@@ -373,13 +393,14 @@ class AsyncSafeCache:
             tags=tags,
             depends_on=depends_on,
             version=version,
+            **freshness,
         )
         space, data, kind = self._place(key)
         added = None if context is None else context.tags
         own = space.version if version is UNSET else options.version
         marks = self._places.marks(options, (space, data), added=added, version=own)
         self._sweeper.revive()
-        return await self._loads.load(space, data, kind, call, (), options, marks)
+        return await self._loads.load(space, data, kind, call, (), options, marks, context)
 
     @overload
     async def get_or_load_many(
@@ -482,7 +503,10 @@ class AsyncSafeCache:
         found = await self._bulk.load(
             asked, load_many, options, self._place, store_extras=store_extras
         )
-        return {key: found[place[:2]] for key, place in places.items() if place[:2] in found}
+        values = {key: found[place[:2]] for key, place in places.items() if place[:2] in found}
+        if options.copier is None:
+            return values
+        return {key: options.copier(value) for key, value in values.items()}
 
     # -- writing
 
@@ -1031,7 +1055,8 @@ class AsyncSafeCache:
         """Return what is stored besides the value of one call of *function*."""
         options = function.options
         if not (options.tags or options.depends_on):
-            return None
+            described = place[0].described
+            return self._places.marks(options, place) if described else None
         return self._places.marks(options, place, lambda option: function.compute(option, values))
 
     def _revive(self) -> None:

@@ -168,7 +168,10 @@ class Flight:
         keep: Whether it goes on when its last waiter leaves.
         depth: Loads that started each other down to this one.
         refresh: Whether it was opened by a refresh, which no call waits for.
-        begun: When it was opened, if somebody listens to events.
+        begun: When it was opened.
+        told: What its loader is told and may say, if it asks for that.
+        alarm: What ends it when it takes too long.
+        timed_out: Its waiters were told that it took too long.
         waiters: Who waits for the outcome, and in which loop: to join is to be here.
             Bounded by the callers.
         watchers: Who waits for the clean-up. Bounded by the callers.
@@ -191,7 +194,10 @@ class Flight:
     generation = 0
     depth = 0
     refresh = False
-    begun: float | None = None
+    begun = 0.0
+    told: Any = None
+    alarm: "asyncio.TimerHandle | None" = None
+    timed_out = False
     keep = False
     fenced = False
     cancelling = False
@@ -213,8 +219,8 @@ class Flight:
         return f"<Flight of {self.name}, {state}, {len(self.waiters)} waiters>"
 
     def seconds(self, now: float | None) -> float | None:
-        """Return how long it took until *now*, if both are known."""
-        return None if now is None or self.begun is None else max(0.0, now - self.begun)
+        """Return how long it took until *now*, if that is known."""
+        return None if now is None else max(0.0, now - self.begun)
 
     def wait_for(self, flight: "Flight", waiter: Waiter) -> None:
         """Locked. Note that this load waits for *flight*, until `waits_on` forgets *waiter*."""
@@ -440,6 +446,8 @@ class Flights:
         self.running.pop(flight, None)
         flight.done = True
         flight.load = None  # whoever inherited the flight holds no arguments
+        if flight.told is not None:
+            flight.told = None
         flight.task = None  # its context holds the flight: a cycle that only the collector ends
         if flight.outcome is not None:
             flight.outcome = None
@@ -478,6 +486,17 @@ class Flights:
         waiting = self._everybody(flight)
         if flight.group is not None:
             flight.group.abandoned()
+        return waiting
+
+    def time_out(self, flight: Flight) -> dict[Waiter, Loop | None] | None:
+        """Locked. Take out who waits for *flight*, which has taken too long and is to be cancelled.
+
+        Nobody may join, and a newcomer waits for its clean-up. None: it was over before.
+        """
+        if flight.done or flight.cancelling or flight.outcome is not None:
+            return None
+        flight.cancelling = flight.timed_out = True
+        waiting, flight.waiters = flight.waiters, {}
         return waiting
 
     @staticmethod

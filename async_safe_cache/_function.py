@@ -36,13 +36,16 @@ class CachedFunction:
         instances: Namespaces of a method by id of their owner; bounded by the
             live instances.
         closed: `cache_close` was called.
+        counted: Whether hits are counted at each entry.
     """
 
     __slots__ = (
+        "__weakref__",
         "bind",
         "closed",
         "collected",
         "compute",
+        "counted",
         "counters",
         "explicit",
         "forgotten",
@@ -75,12 +78,14 @@ class CachedFunction:
         is_method: bool,
         has_key: bool,
         options: CacheOptions,
+        counted: bool = False,
     ) -> None:
         self.name = name
         self.explicit = explicit
         self.identity = identity
         self.store = store
-        self.parameters = parameters
+        varying = tuple(f"vary_on {each.name}" for each in options.vary_on)
+        self.parameters = (*parameters, *varying)
         self.is_async = is_async
         self.is_method = is_method and not has_key
         self.simple = not is_method and not has_key
@@ -88,6 +93,7 @@ class CachedFunction:
         self.options = options
         self.counters = Counters()
         self.closed = False
+        self.counted = counted
         self.space = self.new_space()
         self.instances: dict[int, Namespace] = {}
         self.forgotten = (0, 0)
@@ -122,6 +128,12 @@ class CachedFunction:
         space.closed = self.closed
         space.timed = self.timed
         space.linked = bool(self.options.depends_on)
+        space.ahead = self.options.refresh_ahead if self.timed else None
+        space.window = self.options.window
+        space.copier = self.options.copier
+        space.counted = self.counted
+        space.described = space.linked or space.ahead is not None or space.counted
+        space.described = space.described or space.window > 0
         space.version = self.options.version
         return space
 
@@ -159,7 +171,10 @@ class CachedFunction:
         if self.simple:
             return self.space, *call_key(values, self.parameters)
         if self.key_function is not None:
-            key = canonical(self.key_function(values), f"key= of {self.name}", raw=True)
+            chosen = self.key_function(values)
+            if self.options.vary_on:
+                chosen = (chosen, *values[-len(self.options.vary_on) :])
+            key = canonical(chosen, f"key= of {self.name}", raw=True)
             return self.space, key, None
         key, kind = call_key(values[1:], self.parameters[1:])
         return self.space_of(values[0]), key, kind

@@ -9,6 +9,7 @@ __all__ = [
     "CacheClosedError",
     "CacheError",
     "LoadCancelledError",
+    "LoadTimeoutError",
     "LockDeadlockError",
     "ReadOnlySectionError",
     "RecursiveLoadError",
@@ -54,6 +55,35 @@ class LoadCancelledError(CacheError):
             f"the load of {name!r} was cancelled from inside, not by its callers: "
             "nothing was stored and the next call loads again; "
             "look for a cancelled inner task or an expired timeout in the loader"
+        )
+
+
+class LoadTimeoutError(CacheError, TimeoutError):
+    """A load took longer than a caller waits, or than it may.
+
+    Attributes:
+        name: Name of the function or cache.
+        seconds: The timeout that has passed.
+        option: "hard_timeout": this caller waits no longer, the load may go on for others;
+            "load_timeout": the load itself was cancelled.
+    """
+
+    def __init__(self, name: str, seconds: float, option: str) -> None:
+        self.name = name
+        self.seconds = seconds
+        self.option = option
+        if option == "load_timeout":
+            text = (
+                f"the load of {name!r} took longer than load_timeout={seconds:g} s and was "
+                "cancelled: nothing was stored and the next call loads again; "
+            )
+        else:
+            text = (
+                f"a call of {name!r} waited hard_timeout={seconds:g} s and waits no longer: "
+                "the load goes on if others wait for it; "
+            )
+        super().__init__(
+            text + "look at the origin, or let stale_if_error= answer with the older value"
         )
 
 
