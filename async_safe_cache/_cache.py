@@ -7,6 +7,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, Unpack, final, get_args, overload
+from weakref import ref
+
+import anyio
 
 from ._background import Background
 from ._bulk import Asked, Bulk
@@ -25,6 +28,7 @@ from ._loads import Loads
 from ._locks import Holding, Locks
 from ._marks import Marks, Place
 from ._places import Places
+from ._popularity import Popularity
 from ._protocols import Clock, Weigher
 from ._rwlock import Sections
 from ._store import Store
@@ -32,6 +36,7 @@ from ._transaction import Transaction
 from ._update import Updates
 from ._view import View, lookup_of
 from ._waits import summary
+from ._warmth import Warmth
 from .errors import CacheClosedError
 from .options import (
     UNSET,
@@ -47,6 +52,7 @@ from .options import (
     check_bound,
     check_callable,
     check_choice,
+    check_fraction,
     check_seconds,
     check_tags,
     check_ttl,
@@ -80,6 +86,9 @@ SWEEP_SLICE: Final = 500
 
 TAG_SLICE: Final = 500
 """Entries that an invalidation of tags removes between two turns of the loop."""
+
+WARM_LOOK: Final = 0.05
+"""Seconds between two looks at how much is warm."""
 
 HEALTH_WORK: Final = 1_000
 """Expired entries and seconds that health looks at; the rest it counts as live."""
@@ -188,8 +197,14 @@ class AsyncSafeCache:
         self._events = Events(store, self._raw)
         self._functions = Functions(self._engine, self._closing)
         self._sweeper = Background(
-            "sweeper", self._sweep, check_seconds("sweep_interval", sweep_interval), clock
+            "sweeper",
+            self._sweep,
+            check_seconds("sweep_interval", sweep_interval),
+            clock,
+            "reads stay right, but expired entries keep their memory until a write frees them; "
+            "await start() in a running loop",
         )
+        self._warmths: list[ref[Warmth]] = []  # bounded by the strategies that are alive
         inherit(self._forked, store.lock)
 
     def __repr__(self) -> str:
@@ -935,7 +950,13 @@ class AsyncSafeCache:
                 listener_errors=self._events.errors,
                 events_dropped=self._events.dropped,
                 lock_waits=summary([self._sections.waits, self._locks.waits]),
-                background={self._sweeper.name: self._sweeper.report(now)},
+                background={job.name: job.report(now) for job in self._jobs()},
+                advice={job.name: job.advice for job in self._jobs()},
+                loads=(
+                    engine.flights.oldest(now),
+                    engine.flights.most_waiters(HEALTH_WORK),
+                    engine.flights.hung,
+                ),
                 thresholds=self._thresholds,
             )
 
@@ -983,6 +1004,40 @@ class AsyncSafeCache:
         """
         return self._events.subscribe(event, callback)
 
+    async def wait_warm(
+        self, *, min_ratio: float = 1.0, timeout: float | timedelta | None = None
+    ) -> bool:
+        """Wait until so much of what is to be kept warm was loaded; for readiness probes.
+
+        What is to be warm are the calls registered with, or replayed by, a
+        `CacheWarmingStrategy` of this cache. With none, the answer is True at once.
+
+        Args:
+            min_ratio: Fraction of these calls that were loaded, or found fresh, once.
+            timeout: Seconds to wait at most; None: as long as it takes.
+
+        Returns:
+            Whether they are; False when *timeout* has passed first.
+
+        Raises:
+            ValueError: *min_ratio* is not between 0 and 1.
+            CacheClosedError: The cache is closed.
+        """
+        least = check_fraction("min_ratio", min_ratio, "how much must be warm")
+        seconds = None if timeout is None else check_seconds("timeout", timeout, zero=True)
+        with anyio.move_on_after(seconds):
+            while True:
+                self._engine.admit()
+                if self._warm_ratio() >= least:
+                    return True
+                await anyio.sleep(WARM_LOOK)
+        return self._warm_ratio() >= least
+
+    def _warm_ratio(self) -> float:
+        alive = [warmth for each in self._warmths if (warmth := each()) is not None]
+        wanted = sum(warmth.wanted for warmth in alive)
+        return sum(warmth.warm for warmth in alive) / wanted if wanted else 1.0
+
     def check(self) -> None:
         """Recompute every invariant from scratch; for tests. O(entries + loads).
 
@@ -1023,7 +1078,8 @@ class AsyncSafeCache:
             wreck = closing.finish()
         if engine.state is State.OPEN:
             return  # somebody opened it again meanwhile
-        await self._sweeper.stop(max(0.0, deadline - loop.time()))
+        for job in self._jobs():
+            await job.stop(max(0.0, deadline - loop.time()))
         await closing.ended(lambda: engine.flights.running, deadline, threads=False)
         await closing.workers_ended(deadline)
         await emptied(wreck, engine.bury)
@@ -1059,6 +1115,21 @@ class AsyncSafeCache:
             return self._places.marks(options, place) if described else None
         return self._places.marks(options, place, lambda option: function.compute(option, values))
 
+    def _jobs(self) -> list[Background]:
+        """Return the background work."""
+        return [self._sweeper, *self._sweeper.followers]
+
+    def _count_reads(self, limit: int) -> Popularity:
+        """Count the reads of each call from now on, of at most *limit* calls."""
+        store = self._engine.store
+        now = self._engine.moment()
+        with store.lock:
+            if store.popularity is None:
+                store.popularity = Popularity(limit, now)
+            store.popularity.limit = max(store.popularity.limit, limit)
+        self._functions.count_reads()
+        return store.popularity
+
     def _revive(self) -> None:
         """Start the sweeper again if its loop died."""
         self._sweeper.revive()
@@ -1075,7 +1146,8 @@ class AsyncSafeCache:
             for wrapper in (reference() for reference in named.values()):
                 if wrapper is not None:
                     function_of(wrapper)[0].forgotten = (0, 0)
-        return [*flights, *self._sweeper.leave_behind()]
+        tasks = [task for job in self._jobs() for task in job.leave_behind()]
+        return [*flights, *tasks]
 
     def _function(self, fn: object) -> tuple[CachedFunction, tuple[object, ...]]:
         function, instance = function_of(fn)

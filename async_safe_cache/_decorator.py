@@ -258,6 +258,7 @@ def _decorate(
         is_method=is_method,
         has_key=key is not None,
         options=options,
+        counted=cache._engine.store.popularity is not None,
     )
     compiled = compile_wrapper(
         fn,
@@ -281,6 +282,7 @@ def _decorate(
             "miss": _miss_async(cache, function) if is_async else _miss_here(cache, function),
         },
     )
+    function.counting = compiled.counting
     function.bind = compiled.bind
     function.counters.fast_hits = compiled.hits
     function.invoke = partial(compiled.invoke, fn)
@@ -303,6 +305,7 @@ def _is_method(fn: Any, names: tuple[str, ...]) -> bool:
 
 def _miss_async(cache: AsyncSafeCache, function: CachedFunction) -> Callable[..., Any]:
     load, sweeper, address = cache._loads.load, cache._sweeper, function.address
+    store = cache._engine.store
     space_of_all, options = function.space, function.options
     marked = bool(options.tags or options.depends_on or function.space.described)
     simple = function.simple and len(function.parameters) == 1 and not marked
@@ -310,13 +313,16 @@ def _miss_async(cache: AsyncSafeCache, function: CachedFunction) -> Callable[...
     def miss(values: tuple[Any, ...]) -> Any:
         if sweeper.wanted:
             sweeper.revive()
-        if simple:  # a whole burst comes along here: one call less for what most calls are
+        if (
+            simple and store.popularity is None
+        ):  # a whole burst comes along here: one call less for what most calls are
             key = values[0]
             kind: object = type(key)  # pyright: ignore[reportUnknownVariableType]
             if kind is str or kind is int:
                 return load(space_of_all, key, kind, function.invoke, (values,), options)
-        if marked:
+        if marked or store.popularity is not None:
             space, data, known = address(values)
+            function.note(space, data, values)
             marks = cache._marks_of(function, values, (space, data))
             return load(space, data, known, function.invoke, (values,), options, marks)
         return load(*address(values), function.invoke, (values,), options)
@@ -330,6 +336,7 @@ def _miss_here(cache: AsyncSafeCache, function: CachedFunction) -> Callable[...,
 
     def miss(values: tuple[Any, ...]) -> Any:
         space, key, kind = address(values)
+        function.note(space, key, values)
         marks = cache._marks_of(function, values, (space, key))
         return load_here(space, key, kind, function.invoke, (values,), options, marks)
 

@@ -917,6 +917,8 @@ class Engine:
             self.flights.check()
             links = [entry.link for entry in self.store.described()]
             links += [flight.link for flight in self.flights.running]
+            if self.store.popularity is not None:
+                self.store.popularity.check()
             self.store.links.check(link for link in links if link is not None)
 
 

@@ -111,13 +111,21 @@ class LeastRecentlyUsed(Generic[E]):
         except KeyError:
             return None
 
+    def oldest(self) -> E | None:
+        """Return the entry that would leave next."""
+        while True:
+            try:
+                return next(iter(self._order), None)
+            except RuntimeError:
+                continue  # as below
+
     def newest(self, limit: int | None = None) -> list[E]:
         """Return the entries, the most recently used one first."""
         while True:
             try:
                 return list(islice(reversed(self._order), limit))
             except RuntimeError:
-                continue  # a hit came in before the first step, as above
+                continue  # a hit came in before the first step, as with `take_oldest`
 
     def spoils(self) -> list[Collection[E]]:
         """Return the containers, to be emptied in slices once this order is replaced."""
@@ -349,6 +357,15 @@ class S3Fifo(Generic[M]):
         mark = hash((entry.space, entry.key))
         ghosts[mark & (len(ghosts) - 1)] = mark % PRIME + (PRIME if queue is main else 0)
         return entry
+
+    def oldest(self) -> M | None:
+        """Return an entry that would leave soon; None if those that would were used since."""
+        small, main = self._small, self._main
+        for queue in (small, main):
+            entry = next(iter(queue.oldest), None) if queue.count else None
+            if entry is not None and not entry.used:
+                return entry
+        return None
 
     def _resize(self, count: int) -> None:
         """Make the table fit *count* entries.

@@ -27,6 +27,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from itertools import islice
 from types import TracebackType
 from typing import Any, Final, NoReturn, Protocol, final
 
@@ -168,6 +169,8 @@ class Flight:
         keep: Whether it goes on when its last waiter leaves.
         depth: Loads that started each other down to this one.
         refresh: Whether it was opened by a refresh, which no call waits for.
+        heat: Reads that its value is worth, if nobody waits for it who would read it: it is
+            not stored in the place of one that is read more. None: somebody reads it.
         begun: When it was opened.
         told: What its loader is told and may say, if it asks for that.
         alarm: What ends it when it takes too long.
@@ -194,6 +197,7 @@ class Flight:
     generation = 0
     depth = 0
     refresh = False
+    heat: float | None = None
     begun = 0.0
     told: Any = None
     alarm: "asyncio.TimerHandle | None" = None
@@ -326,6 +330,7 @@ class Flights:
         self._apart: dict[Place, Flight] = {}  # likewise
         self.running: dict[Flight, None] = {}  # every load not ended, fenced ones too
         self.overlapping = 0
+        self.hung = 0  # of those running: were told to end because they took too long
 
     def get(self, key: Place, here: Loop | None) -> Flight | None:
         """Locked. Return the flight registered for *key*, which may be cancelling.
@@ -444,6 +449,8 @@ class Flights:
         if flight.marks is not None:
             self._unmark(flight)
         self.running.pop(flight, None)
+        if flight.timed_out and not flight.done:
+            self.hung -= 1
         flight.done = True
         flight.load = None  # whoever inherited the flight holds no arguments
         if flight.told is not None:
@@ -496,6 +503,7 @@ class Flights:
         if flight.done or flight.cancelling or flight.outcome is not None:
             return None
         flight.cancelling = flight.timed_out = True
+        self.hung += 1
         waiting, flight.waiters = flight.waiters, {}
         return waiting
 
@@ -537,8 +545,17 @@ class Flights:
             if flight.marks is not None:
                 self._unmark(flight)
         self._registry, self._apart, self.running = {}, {}, {}
-        self.overlapping = 0
+        self.overlapping = self.hung = 0
         return flights
+
+    def oldest(self, now: float) -> float:
+        """Locked. Return for how long the oldest load runs."""
+        first = next(iter(self.running), None)
+        return 0.0 if first is None else max(0.0, now - first.begun)
+
+    def most_waiters(self, work: int) -> int:
+        """Locked. Return how many callers wait for the load with most of them, of the *work* oldest."""
+        return max((len(each.waiters) for each in islice(self.running, work)), default=0)
 
     def cycle(self, current: Flight | None, target: Flight) -> tuple[str, ...]:
         """Locked. Return the names of the cycle that waiting for *target* would close.
@@ -581,6 +598,8 @@ class Flights:
         for key, flight in self._apart.items():
             if flight.key != key or flight.fenced or flight not in self.running:
                 raise AssertionError(f"broken invariant of the flights: {flight} is apart")
+        if self.hung != sum(flight.timed_out for flight in self.running):
+            raise AssertionError("broken invariant of the flights: what hangs is miscounted")
         if _NOBODY:
             raise AssertionError("broken invariant of the flights: somebody is nobody")
         for flight in self.running:

@@ -37,6 +37,7 @@ class CachedFunction:
             live instances.
         closed: `cache_close` was called.
         counted: Whether hits are counted at each entry.
+        counting: Returns the source of a wrapper that does so.
     """
 
     __slots__ = (
@@ -47,6 +48,7 @@ class CachedFunction:
         "compute",
         "counted",
         "counters",
+        "counting",
         "explicit",
         "forgotten",
         "identity",
@@ -100,6 +102,7 @@ class CachedFunction:
         # A collected instance is cleaned up by the next write, outside the callback.
         self.collected = partial(_collected, self.instances, later, drop)
         self.orphaned = partial(_orphaned, later, drop)
+        self.counting: Callable[[], str]
         self.bind: Callable[..., tuple[Any, ...]]
         self.invoke: Callable[[tuple[Any, ...]], Any]
         self.compute: Callable[[Callable[..., Any], tuple[Any, ...]], Any]
@@ -178,6 +181,23 @@ class CachedFunction:
             return self.space, key, None
         key, kind = call_key(values[1:], self.parameters[1:])
         return self.space_of(values[0]), key, kind
+
+    def count_reads(self) -> None:
+        """Let its entries have a place to count reads at."""
+        with self.store.lock:
+            self.counted = True
+            for space in self.spaces():
+                space.counted = space.described = True
+
+    def note(self, space: Namespace, key: DataKey, values: tuple[Any, ...]) -> None:
+        """Let the popularity of the call of *values* be known, if it is asked for."""
+        popularity = self.store.popularity
+        place = space, key
+        if popularity is None or place in popularity:
+            return
+        arguments = values[1:] if self.is_method else values
+        with self.store.lock:
+            popularity.note(place, ref(self), space.owner, arguments)
 
     def spaces(self) -> Iterable[Namespace]:
         """Return all namespaces of the function."""

@@ -13,6 +13,7 @@ from ._engine import Engine
 from ._flights import Flight
 from ._function import ATTRIBUTE, CachedFunction
 from ._removals import MOST
+from ._wrapper import count_reads
 from .outcomes import RemovalCause
 
 __all__ = ["Functions"]
@@ -58,6 +59,24 @@ class Functions:
             if keys and older.options.version != function.options.version:
                 with engine.store.lock:
                     engine.store.supersede(space, keys)
+
+    def count_reads(self) -> None:
+        """Let every function that is alive count the hits of each entry from now on."""
+        with self.engine.store.lock:
+            known = [*self._names.values(), self._replaced]
+            wrappers = [_alive(each) for named in known for each in named.values()]
+        for wrapper in wrappers:
+            if wrapper is not None:
+                function: CachedFunction = getattr(wrapper, ATTRIBUTE)
+                function.count_reads()
+                wrapper.cache_source = function.counting()
+                count_reads(wrapper, wrapper.cache_source)
+
+    def named(self, name: str) -> Any:
+        """Return the newest live function of *name*; None if there is none."""
+        with self.engine.store.lock:
+            wrappers = list(map(_alive, self._names.get(name, {}).values()))
+        return next((each for each in reversed(wrappers) if each is not None), None)
 
     async def close(self, function: CachedFunction, *, wait: bool) -> None:
         engine, closing = self.engine, self.closing

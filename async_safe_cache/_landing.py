@@ -174,6 +174,10 @@ class Landing:
         elif now is None:
             store.reject(space, key, -math.inf, dropped)
             stored = False
+        elif flight.heat is not None and not store.makes_room(
+            space, key, weight, flight.heat, now, dropped
+        ):
+            stored = False
         else:
             told: LoadContext | None = flight.told
             ttl = options.ttl if told is None or told.ttl is UNSET else told.ttl

@@ -110,11 +110,13 @@ class Loads:
         *,
         refresh: bool = False,
         in_thread: bool = False,
+        heat: float | None = None,
     ) -> Any:
         """Return the value at *key*, by a hit, by joining its flight, or by a new one.
 
         *told* is what the loader asks for. With *refresh* a fresh value is no hit, and
-        nothing is counted as a call.
+        nothing is counted as a call. With *heat* it is done for nobody: see `Flight.heat`;
+        the load is isolated.
         """
         loop = asyncio.get_running_loop()
         current = current_flight.get()
@@ -147,6 +149,7 @@ class Loads:
             try:
                 if step is _LEAD:
                     flight.load = kind, call, arguments, options
+                    flight.heat = heat
                     if in_thread:
                         self._start_thread(flight)
                     else:
@@ -315,6 +318,9 @@ class Loads:
                         if turn is not None:
                             return turn
             place = space, key
+            if space.counted and not counted and store.popularity is not None:
+                store.popularity.now = now
+                store.popularity.read(place, 1)
             flight = flights.get(place, loop)
             if flight is not None and not flight.cancelling:
                 if marks is not None:
@@ -362,6 +368,7 @@ class Loads:
                 else:
                     if not counted:
                         space.counters.coalesced += 1
+                        flight.heat = None
                     flight.waiters[waiter] = loop
                     step = _JOIN
             if current is not None:
@@ -619,7 +626,7 @@ class Loads:
         caller has that value.
         """
         options: CacheOptions = flight.load[3]
-        isolated = behind or options.context == "isolated"
+        isolated = behind or flight.heat is not None or options.context == "isolated"
         context = _isolated(options) if isolated else copy_context()
         context.run(current_flight.set, flight)
         running = self._run(flight)
@@ -667,7 +674,8 @@ class Loads:
             finally:
                 self.engine.workers.discard(threading.current_thread())
 
-        context = copy_context()  # `_lead` isolates what is to be isolated
+        # `_lead` isolates what is to be isolated, but for what is loaded for nobody.
+        context = copy_context() if flight.heat is None else _isolated(flight.load[3])
         thread = threading.Thread(
             target=context.run, args=(work,), name=f"load of {flight.name}", daemon=True
         )

@@ -37,6 +37,7 @@ from ._eviction import Order, PolicyName, exhaust, order_of
 from ._expiry import ExpiryIndex
 from ._keys import DataKey
 from ._links import Links
+from ._popularity import Popularity
 from ._removals import MOST, RemovalRecord, Segment
 from ._tags import TagFences, TagIndex
 from .options import AUTO
@@ -124,6 +125,7 @@ class Store:
         stale: Entries held, dead ones included, past their deadline and kept still.
         off: Blocks that are open now, in which nothing is stored here.
         off_everywhere: Blocks that are open now, in which no store stores anything.
+        popularity: Where reads are counted, call by call; None as long as nobody asks.
         events: Whom to tell what is removed; None as long as nobody listens.
     """
 
@@ -154,6 +156,7 @@ class Store:
         self.rejected = 0
         self.off = 0
         self.events: Events | None = None
+        self.popularity: Popularity | None = None
         self.removals = dict.fromkeys(RemovalCause, 0)
         self.evictions = {"max_entries": 0, "max_memory_bytes": 0}
         self._expiry: ExpiryIndex[Entry] = ExpiryIndex()
@@ -346,6 +349,51 @@ class Store:
         records.room = 0
         records.add_many(space, keys, MissReason.VERSION_MISMATCH)
 
+    def makes_room(
+        self, space: Namespace, key: DataKey, weight: int, heat: float, now: float,
+        dropped: list[object],
+    ) -> bool:  # fmt: skip
+        """Tell whether *key* may have an entry of *weight* that is expected to be read *heat* times.
+
+        Frees what is dead or due for it, and evicts what was read less; nothing else.
+        """
+        while True:
+            old = space.data.get(key)
+            count = self.count + self._dead - (old is not None)
+            size = self.bytes + self._dead_bytes - (0 if old is None else old.weight)
+            over_bytes = size + weight > self.max_bytes
+            if not over_bytes and count < self.max_entries:
+                return True
+            if weight > self.max_bytes or self.max_entries < 1:
+                return True  # `put` refuses it, and says why
+            if (self._graves or now >= self._expiry.soonest) and self.free(now, 1, dropped):
+                continue
+            victim = self.order.oldest()
+            if victim is None or victim is old or not self._reads(victim) < heat:
+                return False
+            self.evictions["max_memory_bytes" if over_bytes else "max_entries"] += 1
+            self._unlink(victim, _EVICTED, dropped)
+
+    def crowded(self, heat: float, now: float) -> bool:
+        """Tell whether a new entry that is expected to be read *heat* times would find no room.
+
+        By a look: a large value may find none though this says that it would.
+        """
+        full = self.count + self._dead >= self.max_entries or (
+            self.bytes + self._dead_bytes + ENTRY_OVERHEAD > self.max_bytes
+        )
+        if not full or self._graves or now >= self._expiry.soonest:
+            return False
+        victim = self.order.oldest()
+        return victim is not None and not self._reads(victim) < heat
+
+    def _reads(self, entry: Entry) -> float:
+        """Return how often *entry* was read lately; inf where nobody counts."""
+        facts = entry.facts
+        if self.popularity is None or not entry.space.counted or not isinstance(facts, Facts):
+            return inf
+        return facts.reads + self.popularity.reads((entry.space, entry.key))
+
     def retime(self, entry: Entry, ttl: float | None, now: float) -> None:
         """Give a fresh *entry* a new time to live from now, as its latest use."""
         born = entry.born
@@ -527,6 +575,8 @@ class Store:
         if isinstance(facts, Facts):
             self.tagged -= 1
             self.tags.discard(entry, facts.tags)
+            if self.popularity is not None and facts.reads:
+                self.popularity.read((entry.space, entry.key), facts.reads, facts.seconds)
             self._forgo(facts)
             kept = facts.kept
             if kept is not None and kept.stale:

@@ -30,6 +30,7 @@ __all__ = [
     "check_bound",
     "check_callable",
     "check_choice",
+    "check_fraction",
     "check_seconds",
     "check_sources",
     "check_tags",
@@ -501,6 +502,7 @@ class AlertThresholds:
         error_rate_high: Percent of loads.
         response_time_high: Milliseconds, p95 of what callers waited in 5 minutes.
         eviction_rate_high: Evictions per minute.
+        oldest_load_high: Seconds for which the oldest load runs.
     """
 
     hit_rate_low: float | None = 70.0
@@ -508,11 +510,12 @@ class AlertThresholds:
     error_rate_high: float | None = 1.0
     response_time_high: float | None = 200.0
     eviction_rate_high: float | None = 100.0
+    oldest_load_high: float | None = 60.0
 
     def __post_init__(self) -> None:
         """Check every threshold."""
         percents = ("hit_rate_low", "memory_usage_high", "error_rate_high")
-        for name in (*percents, "response_time_high", "eviction_rate_high"):
+        for name in (*percents, "response_time_high", "eviction_rate_high", "oldest_load_high"):
             value: object = getattr(self, name)
             if value is None:
                 continue
