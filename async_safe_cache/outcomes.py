@@ -21,6 +21,7 @@ __all__ = [
     "Refreshed",
     "RemovalCause",
     "Removed",
+    "WarmingReport",
 ]
 
 V_co = TypeVar("V_co", covariant=True)
@@ -352,3 +353,33 @@ class CacheStats:
                 else MappingProxyType({name: new[name] - old.get(name, 0) for name in new})
             )
         return type(self)(**change)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class WarmingReport:
+    """What became of every call that was to be warmed.
+
+    Attributes:
+        loaded: Keys that were loaded and stored.
+        skipped: Keys that were not loaded, or not stored, with why: "fresh", "no room"
+            (only in place of something that is read more), "time" (the budget was spent),
+            "not stored" (invalidated meanwhile, or skipped), "gone" (closed or collected).
+        failed: Keys whose load failed, with the exception.
+        seconds: How long all of it took.
+        unknown: Calls of a replayed hot set that cannot be made here: no such function is decorated,
+            or takes other arguments now.
+    """
+
+    loaded: tuple[Any, ...] = field(repr=False)
+    skipped: Mapping[Any, str] = field(repr=False)
+    failed: Mapping[Any, Exception] = field(repr=False)
+    seconds: float = 0.0
+    unknown: int = 0
+
+    def __str__(self) -> str:
+        text = (
+            f"{len(self.loaded)} loaded, {len(self.skipped)} skipped, {len(self.failed)} failed "
+            f"in {self.seconds:.1f} s"
+        )
+        return f"{text}, {self.unknown} unknown" if self.unknown else text
