@@ -236,6 +236,6 @@ class Scores:
             del pending[state]
 
 
-def _claim(holds: bool, what: str) -> None:
+def _claim(holds: bool, invariant: str) -> None:
     if not holds:
-        raise AssertionError(f"not true that {what}")
+        raise AssertionError(f"broken invariant of the successors: {invariant}")
