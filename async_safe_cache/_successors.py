@@ -4,7 +4,7 @@ A first-order Markov model, bounded in every direction: a *state* is any hashabl
 object, a *row* counts what followed it.
 
     learn    before, after: one more in the row of *before*
-    likely   count / total of the row, where the row has seen enough to say so
+    likely   count / total of the row, where both are more than chance
 
 A full row is a Space-Saving summary: a newcomer takes the place of the rarest, and its
 count. So the counts of a row add up to its total, and whoever follows more often than
@@ -107,9 +107,10 @@ class Successors(Generic[S]):
     ) -> list[tuple[S, float]]:
         """Return what follows *state* with a probability of at least *least*.
 
-        The most likely first, and no more than *limit*; none unless *support*
-        observations of *state* are remembered (of `memory`, about half survive a
-        halving). Asking changes nothing. O(fan_out).
+        The most likely first, and no more than *limit*; none that is remembered to have
+        followed only once, and none at all unless *support* observations of *state* are
+        remembered (about half of them are, after a halving). Asking changes nothing.
+        O(fan_out).
         """
         row = self._rows.get(state)
         if row is None or row.total < support:
@@ -117,7 +118,8 @@ class Successors(Generic[S]):
         found: list[tuple[S, float]] = []
         for after, count in row.counts.items():
             share = count / row.total
-            if share >= least:
+            # Once is chance: of three different successors each would have a third.
+            if share >= least and count > 1:
                 found.append((after, share))
         if len(found) > 1:
             found.sort(key=_share, reverse=True)
@@ -165,7 +167,6 @@ class Scores:
 
     def predicted(self, state: Hashable) -> None:
         """Note that *state* is loaded ahead because it was predicted."""
-        self._settle()
         self._predictions += 1
         self._pending[state] = self._reads
         self._pending.move_to_end(state)
