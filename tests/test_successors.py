@@ -1,8 +1,10 @@
 """What follows what, and whether it was worth saying: alone, beside plain models."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -12,6 +14,10 @@ from hypothesis import strategies as st
 
 from async_safe_cache import _successors
 from async_safe_cache._successors import Scores, Successors
+from benchmarks import prediction
+from benchmarks.hit_ratios import ours
+from benchmarks.prediction import Trace, measured, play, traces, verdicts, walks
+from benchmarks.traces import Trace as PlainTrace
 
 
 def learned(sequence: Iterable[Any], **bounds: int) -> Successors[Any]:
@@ -500,3 +506,74 @@ def test_each_prediction_gets_one_verdict(steps: list[tuple[str, int]]) -> None:
                 each[2] = "wasted"
         verdicts = Counter(each[2] for each in predictions)
         assert figures(scores) == (len(predictions), verdicts["useful"], verdicts["wasted"])
+
+
+# ---- the benchmark
+
+
+def test_without_prediction_the_benchmark_plays_an_lru() -> None:
+    requests, _ = walks(3_000, 50)
+    for bound in (4, 30, 300):
+        played = play(Trace("", requests), bound)
+        assert played.hits == ours("lru")(PlainTrace("", requests), bound)
+        assert played.scores.misses == 3_000 - played.hits
+        assert played.ahead == played.scores.predictions == 0
+
+
+@pytest.mark.parametrize("hot", [True, False])
+def test_every_load_ahead_of_the_benchmark_is_scored(hot: bool) -> None:
+    requests, visitors = walks(10_000, 5)
+    played = play(Trace("", requests, visitors), 40, 0.25, hot=hot)
+    assert played.ahead == played.scores.predictions > 100
+    assert played.scores.useful + played.scores.wasted <= played.ahead
+    assert played.scores.misses == 10_000 - played.hits
+    assert played.hits > play(Trace("", requests), 40).hits + 100
+
+
+def test_a_loop_is_foreseen_once_it_was_seen_often_enough() -> None:
+    """LRU finds nothing in it; in the fourth turn, all but the first is there before it is read."""
+    played = play(Trace("", list(range(100)) * 10), 10, 0.5)
+    assert played.hits == played.scores.useful == 1_000 - 301
+    assert played.ahead == 700  # the last one names what nobody comes to read
+    assert played.scores.precision == 1.0
+
+
+def test_visitors_are_foreseen_when_they_are_told_apart() -> None:
+    requests, visitors = walks(10_000, 20)
+    mingled, apart = (play(Trace("", requests, by), 100, 0.25) for by in (None, visitors))
+    assert apart.hits > mingled.hits + 500
+
+
+def test_the_benchmark_runs_and_says_where_prediction_does_not_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "figures.json"
+    monkeypatch.setattr("sys.argv", ["prediction", "--length", "3000", "--json", str(path)])
+    prediction.main()
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    names = [trace.name for trace in traces(3_000, None)]
+    assert [row["trace"] for row in facts["rows"]] == [name for name in names for _ in range(4)]
+    assert "shop walk, 50 at once" in facts["verdicts"]["does not help"]
+    assert "loop" in facts["verdicts"]["helps"]
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("  shop walk ") for line in lines) == 4
+    assert any(line.startswith("  does not help: ") for line in lines)
+
+
+def test_the_cost_of_a_prediction_is_counted_in_loads() -> None:
+    """Each turn of the loop ends with a stranger, and some loads ahead are for nothing."""
+    loop = [key for turn in range(10) for key in (*range(100), 1_000 + turn % 2)]
+    row = next(measured(Trace("loop", loop)))
+    assert row["entries"] == 4
+    assert row["hit_ratio_without"] == 0.0
+    hits, ahead = round(row["hit_ratio_with"] * 1_010), row["loaded_ahead"]
+    assert row["points"] == pytest.approx(100 * hits / 1_010)
+    assert row["loads"] == pytest.approx((1_010 - hits + ahead) / 1_010)
+    assert row["extra_loads_per_saved_miss"] == pytest.approx(ahead / hits - 1)
+    assert ahead > hits > 600
+
+
+def test_a_trace_is_helped_by_a_point_or_not() -> None:
+    points = {"a": [1.0, 5.0], "b": [0.9, 1.0], "c": [0.99, -3.0]}
+    rows = [{"trace": name, "points": each} for name, two in points.items() for each in two]
+    assert verdicts(rows) == {"helps": ["a"], "helps at times": ["b"], "does not help": ["c"]}
