@@ -147,7 +147,9 @@ class Successors(Generic[S]):
 
 @final
 class Scores:
-    """How good predictions are, in loads and reads. Not thread safe: the caller holds a lock.
+    """How good predictions are, in loads and reads.
+
+    Not thread safe: the caller holds a lock, to ask for a figure too (asking judges).
 
     A prediction is pending until it is judged: useful with its first read, wasted if
     none came within *horizon* reads (of anything), if its value was lost before, or if
