@@ -17,6 +17,7 @@ from ._cache import AsyncSafeCache
 from ._function import ATTRIBUTE, CachedFunction
 from ._keys import Key
 from ._registry import default_cache
+from ._store import SEEN
 from ._wrapper import Compiled, compile_wrapper, parameters
 from .options import UNSET, Dependencies, NegativeTtl, Tags, Ttl, Unset
 from .outcomes import RemovalCause
@@ -270,6 +271,7 @@ def _decorate(
         linked=function.space.linked,
         ahead=function.space.ahead is not None,
         counted=function.space.counted,
+        seen=SEEN in cache._engine.store.names,
         copied=options.copier is not None,
         vary=options.vary_on,
         policy=cache._engine.store.policy,

@@ -554,7 +554,7 @@ class Flights:
         return 0.0 if first is None else max(0.0, now - first.begun)
 
     def most_waiters(self, work: int) -> int:
-        """Locked. Return how many callers wait for the load with most of them, of the *work* oldest."""
+        """Locked. Return the most callers that wait for one of the *work* oldest loads."""
         return max((len(each.waiters) for each in islice(self.running, work)), default=0)
 
     def cycle(self, current: Flight | None, target: Flight) -> tuple[str, ...]:

@@ -102,7 +102,7 @@ class CachedFunction:
         # A collected instance is cleaned up by the next write, outside the callback.
         self.collected = partial(_collected, self.instances, later, drop)
         self.orphaned = partial(_orphaned, later, drop)
-        self.counting: Callable[[], str]
+        self.counting: Callable[[bool], str]
         self.bind: Callable[..., tuple[Any, ...]]
         self.invoke: Callable[[tuple[Any, ...]], Any]
         self.compute: Callable[[Callable[..., Any], tuple[Any, ...]], Any]

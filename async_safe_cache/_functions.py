@@ -60,8 +60,8 @@ class Functions:
                 with engine.store.lock:
                     engine.store.supersede(space, keys)
 
-    def count_reads(self) -> None:
-        """Let every function that is alive count the hits of each entry from now on."""
+    def count_reads(self, *, seen: bool) -> None:
+        """Let each live function count the hits of each entry, and show them if *seen*."""
         with self.engine.store.lock:
             known = [*self._names.values(), self._replaced]
             wrappers = [_alive(each) for named in known for each in named.values()]
@@ -69,7 +69,7 @@ class Functions:
             if wrapper is not None:
                 function: CachedFunction = getattr(wrapper, ATTRIBUTE)
                 function.count_reads()
-                wrapper.cache_source = function.counting()
+                wrapper.cache_source = function.counting(seen)
                 count_reads(wrapper, wrapper.cache_source)
 
     def named(self, name: str) -> Any:

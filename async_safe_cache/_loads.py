@@ -319,8 +319,7 @@ class Loads:
                             return turn
             place = space, key
             if space.counted and not counted and store.popularity is not None:
-                store.popularity.now = now
-                store.popularity.read(place, 1)
+                store.popularity.see(place, False, now)
             flight = flights.get(place, loop)
             if flight is not None and not flight.cancelling:
                 if marks is not None:
@@ -389,7 +388,7 @@ class Loads:
     ) -> Entry | Turn:
         """Locked. Take a fresh *entry*; open a load behind it if it is time to refresh it."""
         if entry.space.counted and not counted:
-            self.store.facts_of(entry).reads += 1
+            self._count_hit(entry, now)
         if options.refresh_ahead is None or loop is None or not _is_soon(entry, options, now):
             return entry
         if type(entry.value) is Failure:
@@ -441,12 +440,18 @@ class Loads:
             return None
         entry.space.counters.other_hits += not counted
         if entry.space.counted and not counted:
-            facts.reads += 1
+            self._count_hit(entry, now)
         self.engine.stale_served += 1
         self.store.order.touch(entry)
         if not revalidating or flight is not None or now < facts.retry:
             return entry
         return self._open_behind(entry, options, loop, now, marks, told)
+
+    def _count_hit(self, entry: Entry, now: float) -> None:
+        """Locked. Count a hit that did not come by the fast lookup."""
+        self.store.facts_of(entry).reads += 1
+        if self.store.popularity is not None:
+            self.store.popularity.see((entry.space, entry.key), True, now)
 
     def _open_behind(
         self,

@@ -14,7 +14,7 @@ Source: the sampled eviction of Redis's LFU.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Final, final
 from weakref import ref
@@ -86,11 +86,13 @@ class Popularity:
 
     Attributes:
         now: When a call was counted last: no clock, which may be the user's, runs here.
+        observer: Is told of each read: the place, whether it was a hit, the time.
     """
 
     def __init__(self, limit: int, now: float) -> None:
         self.limit = limit
         self.now = now
+        self.observer: Callable[[Place, bool, float], object] | None = None
         self._calls: OrderedDict[Place, PopularCall] = OrderedDict()  # bounded by limit
 
     def note(
@@ -104,6 +106,14 @@ class Popularity:
             self._make_room()
         calls[place] = PopularCall(place, function, owner, values, self.now)
 
+    def see(self, place: Place, hit: bool, now: float) -> None:
+        """See a read that did not come by the fast lookup; one that is no hit is counted."""
+        self.now = now
+        if not hit:
+            self.read(place, 1)
+        if self.observer is not None:
+            self.observer(place, hit, now)
+
     def read(self, place: Place, reads: float, seconds: float = 0.0) -> None:
         """Count *reads* of a call that is in, which took *seconds* to load."""
         call = self._calls.get(place)
@@ -111,6 +121,10 @@ class Popularity:
             call.add(reads, self.now)
             if seconds:
                 call.seconds = seconds
+
+    def get(self, place: Place) -> PopularCall | None:
+        """Return the call at *place*, if it is in. One step under the GIL."""
+        return self._calls.get(place)
 
     def reads(self, place: Place) -> float:
         """Return the reads of a call, but for those counted at its entry; 0 if it is not in."""

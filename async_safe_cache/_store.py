@@ -43,7 +43,7 @@ from ._tags import TagFences, TagIndex
 from .options import AUTO
 from .outcomes import MissReason, RemovalCause
 
-__all__ = ["ENTRY_OVERHEAD", "TOUCH", "Store"]
+__all__ = ["ENTRY_OVERHEAD", "SEEN", "TOUCH", "Store"]
 
 ENTRY_OVERHEAD: Final = 672
 """Bytes of the library's own per entry: its slots, its places in the dict of its
@@ -56,6 +56,9 @@ TOUCH: Final = "_asc_touch"
 LOAD_TIMES: Final = 8.0
 """How many times its load an entry may be refreshed by chance before it expires: sooner, the
 chance is below 1 in 2,980 a read, and not worth a look."""
+
+SEEN: Final = "_asc_seen"
+"""The name by which it knows who is shown each hit."""
 
 PER_WRITE: Final = 4
 """Dead or due entries that one write frees on its way."""
@@ -353,7 +356,7 @@ class Store:
         self, space: Namespace, key: DataKey, weight: int, heat: float, now: float,
         dropped: list[object],
     ) -> bool:  # fmt: skip
-        """Tell whether *key* may have an entry of *weight* that is expected to be read *heat* times.
+        """Tell whether *key* may have an entry of *weight* that is worth *heat* reads.
 
         Frees what is dead or due for it, and evicts what was read less; nothing else.
         """
@@ -375,7 +378,7 @@ class Store:
             self._unlink(victim, _EVICTED, dropped)
 
     def crowded(self, heat: float, now: float) -> bool:
-        """Tell whether a new entry that is expected to be read *heat* times would find no room.
+        """Tell whether a new entry that is worth *heat* reads would find no room.
 
         By a look: a large value may find none though this says that it would.
         """

@@ -29,7 +29,7 @@ from typing import Any, Final, NamedTuple, final
 
 from ._entries import Entry
 from ._eviction import PolicyName
-from ._store import TOUCH
+from ._store import SEEN, TOUCH
 from .outcomes import MISSING
 
 __all__ = ["Compiled", "Parameters", "compile_wrapper"]
@@ -66,6 +66,8 @@ _SOON: Final = " and _asc_clock() < _asc_entry.facts.soon"
 
 # What may fail comes before the hit is counted: the long way counts it, too.
 _COUNT: Final = "                _asc_entry.facts.reads += 1\n"
+
+_SEE: Final = f"                {SEEN}(_asc_entry)\n"
 
 _COPY: Final = "                _asc_value = _asc_copy(_asc_entry.value)\n"
 
@@ -125,7 +127,8 @@ class Compiled(NamedTuple):
 
     Attributes:
         hits: The cell in which the wrapper counts.
-        counting: Returns the source of a wrapper that counts the hits of each entry, too.
+        counting: Returns the source of a wrapper that counts the hits of each entry, too,
+            and shows them, or not.
     """
 
     wrapper: Callable[..., Any]
@@ -133,7 +136,7 @@ class Compiled(NamedTuple):
     bind: Callable[..., tuple[Any, ...]]
     invoke: Callable[[Callable[..., Any], tuple[Any, ...]], Any]
     source: str
-    counting: Callable[[], str]
+    counting: Callable[[bool], str]
 
 
 def parameters(signature: inspect.Signature) -> Parameters:
@@ -179,6 +182,7 @@ def _source(
     linked: bool,
     ahead: bool,
     counted: bool,
+    seen: bool,
     copied: bool,
     vary: int,
     policy: PolicyName,
@@ -212,7 +216,7 @@ def _source(
             find=find,
             same=same,
             fresh=(_SOON if ahead else _FRESH if timed else "") + (_CURRENT if linked else ""),
-            first=(_COUNT if counted else "") + (_COPY if copied else ""),
+            first=(_COUNT if counted else "") + (_COPY if copied else "") + (_SEE if seen else ""),
             use=_USE[policy],
             value="_asc_value" if copied else "_asc_entry.value",
         )
@@ -240,6 +244,7 @@ def compile_wrapper(
     linked: bool,
     ahead: bool,
     counted: bool,
+    seen: bool,
     copied: bool,
     vary: tuple["ContextVar[Any]", ...],
     policy: PolicyName,
@@ -258,6 +263,7 @@ def compile_wrapper(
         linked: Whether a hit must ask if what it depends on has changed.
         ahead: Whether a hit must look when the next load is to begin.
         counted: Whether each hit is counted at its entry.
+        seen: Whether each hit is shown to the name `SEEN`.
         copied: Whether a hit hands out a copy, which `copy` among the names makes.
         vary: Context variables whose values are arguments, too: the last ones.
         policy: What a hit does to the order of eviction.
@@ -279,7 +285,7 @@ def compile_wrapper(
         vary=len(vary),
         policy=policy,
     )
-    source = source_of(counted=counted)
+    source = source_of(counted=counted, seen=seen)
     code = _code(source)
     scope: dict[str, Any] = {
         "__builtins__": builtins,
@@ -298,7 +304,10 @@ def compile_wrapper(
     wrapper = scope.pop("make")()
     cells = dict(zip(wrapper.__code__.co_freevars, wrapper.__closure__ or (), strict=True))
     hits = cells.get(f"{PREFIX}hits") or CellType(0)
-    counting = partial(source_of, counted=True)
+
+    def counting(seen: bool) -> str:
+        return source_of(counted=True, seen=seen)
+
     return Compiled(wrapper, hits, scope.pop("bind"), scope.pop("invoke"), source, counting)
 
 

@@ -367,8 +367,8 @@ class WarmingReport:
             "not stored" (invalidated meanwhile, or skipped), "gone" (closed or collected).
         failed: Keys whose load failed, with the exception.
         seconds: How long all of it took.
-        unknown: Calls of a replayed hot set that cannot be made here: no such function is decorated,
-            or takes other arguments now.
+        unknown: Calls of a replayed hot set that cannot be made here: no such function is
+            decorated, or it takes other arguments now.
     """
 
     loaded: tuple[Any, ...] = field(repr=False)
