@@ -78,8 +78,7 @@ class At:
 
     def __init__(self, times: TimeOfDay | Sequence[TimeOfDay]) -> None:
         several: Any = (times,) if isinstance(times, (str, time)) else times
-        binary = isinstance(several, (bytes, bytearray, memoryview))
-        if binary or not isinstance(several, Sequence):
+        if not isinstance(several, Sequence):
             raise TypeError(f"at must be {_MEANING}, not {type(times).__name__}")
         if not several:
             raise ValueError(f"at={times!r} must be {_MEANING}, and one at least")
@@ -133,7 +132,6 @@ def _moment(local: datetime, zone: tzinfo | None) -> datetime:
     # In a gap: one was counted by the offset before it, which is too late, and one by the
     # offset after it, which is too early. Transitions are at whole seconds.
     early, late = (each.replace(microsecond=0) for each in sorted(folds))
-    late += SECOND
     while late - early > SECOND:
         middle = early + (late - early) // 2 // SECOND * SECOND
         early, late = (early, middle) if shown(middle) > local else (middle, late)
