@@ -10,6 +10,7 @@ from ._view import View
 from .errors import (
     CacheClosedError,
     CacheError,
+    HotSetError,
     LoadCancelledError,
     LockDeadlockError,
     ReadOnlySectionError,
@@ -45,6 +46,7 @@ __all__ = [
     "CacheStats",
     "Explanation",
     "FunctionInfo",
+    "HotSetError",
     "Invalidated",
     "Key",
     "LoadCancelledError",
