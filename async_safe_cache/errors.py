@@ -53,8 +53,8 @@ class HotSetError(CacheError, ValueError):
         self.problem = problem
         anew = "start without it, and save it anew"
         what, remedy = {
-            "truncated": ("ends too early: a copy of it was interrupted, or the disk failed", anew),
-            "altered": ("is not as it was written: its checksum or its content is wrong", anew),
+            "truncated": ("ends too early, as after a copy that was interrupted", anew),
+            "altered": ("is not as it was written", anew),
             "version": ("has a version of the format that this library does not read", anew),
             "application": (
                 "was saved by another application",
