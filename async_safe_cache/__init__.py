@@ -10,6 +10,7 @@ from ._view import View
 from .errors import (
     CacheClosedError,
     CacheError,
+    HotSetError,
     LoadCancelledError,
     LoadTimeoutError,
     LockDeadlockError,
@@ -46,6 +47,7 @@ __all__ = [
     "CacheStats",
     "Explanation",
     "FunctionInfo",
+    "HotSetError",
     "Invalidated",
     "Key",
     "LoadCancelledError",

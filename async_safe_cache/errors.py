@@ -8,6 +8,7 @@ holds a key, a value or a secret: names of functions, parameters and types only.
 __all__ = [
     "CacheClosedError",
     "CacheError",
+    "HotSetError",
     "LoadCancelledError",
     "LoadTimeoutError",
     "LockDeadlockError",
@@ -37,6 +38,36 @@ class CacheClosedError(CacheError):
             "call start() to open the cache again, empty, "
             'or decorate with after_close="call" to run functions uncached'
         )
+
+
+class HotSetError(CacheError, ValueError):
+    """A file cannot be read as the hot set of this application; nothing of it was used.
+
+    Attributes:
+        path: The file.
+        problem: "truncated", "altered", "version", "application", "too large" or
+            "not a hot set".
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path = path
+        self.problem = problem
+        anew = "start without it, and save it anew"
+        what, remedy = {
+            "truncated": ("ends too early, as after a copy that was interrupted", anew),
+            "altered": ("is not as it was written", anew),
+            "version": ("has a version of the format that this library does not read", anew),
+            "application": (
+                "was saved by another application",
+                "give each application a file of its own, or the name under which it was saved",
+            ),
+            "too large": (
+                "is larger than any hot set that is saved (64 MiB or 1,000,000 calls)",
+                anew,
+            ),
+            "not a hot set": ("is not a hot set", "give the path under which one was saved"),
+        }[problem]
+        super().__init__(f"{path!r} {what}: nothing of it was used; {remedy}")
 
 
 class LoadCancelledError(CacheError):
