@@ -35,7 +35,9 @@ from .outcomes import (
     Refreshed,
     RemovalCause,
     Removed,
+    WarmingReport,
 )
+from .warming import CacheWarmingStrategy
 
 __all__ = [
     "MISSING",
@@ -45,6 +47,7 @@ __all__ = [
     "CacheError",
     "CacheOptions",
     "CacheStats",
+    "CacheWarmingStrategy",
     "Explanation",
     "FunctionInfo",
     "HotSetError",
@@ -69,6 +72,7 @@ __all__ = [
     "TransactionConflictError",
     "UnsupportedKeyError",
     "View",
+    "WarmingReport",
     "get_async_safe_cache",
     "race_safe_cached",
     "register_key_type",

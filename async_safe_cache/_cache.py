@@ -28,10 +28,9 @@ from ._loads import Loads
 from ._locks import Holding, Locks
 from ._marks import Marks, Place
 from ._places import Places
-from ._popularity import Popularity
 from ._protocols import Clock, Weigher
 from ._rwlock import Sections
-from ._store import SEEN, Store
+from ._store import Store
 from ._transaction import Transaction
 from ._update import Updates
 from ._view import View, lookup_of
@@ -1118,33 +1117,6 @@ class AsyncSafeCache:
     def _jobs(self) -> list[Background]:
         """Return the background work."""
         return [self._sweeper, *self._sweeper.followers]
-
-    def _count_reads(self, limit: int) -> Popularity:
-        """Count the reads of each call from now on, of at most *limit* calls."""
-        store = self._engine.store
-        now = self._engine.moment()
-        with store.lock:
-            if store.popularity is None:
-                store.popularity = Popularity(limit, now)
-            store.popularity.limit = max(store.popularity.limit, limit)
-        self._functions.count_reads(seen=SEEN in store.names)
-        return store.popularity
-
-    def _show_reads(
-        self,
-        hit: Callable[[Entry], object] | None,
-        read: Callable[[Place, bool, float], object] | None,
-    ) -> None:
-        """Show each hit of the fast lookup, and each other read, from now on; None: no more."""
-        store = self._engine.store
-        if store.popularity is None:
-            return
-        store.popularity.observer = read
-        if hit is not None:
-            store.names[SEEN] = hit
-        self._functions.count_reads(seen=hit is not None)
-        if hit is None:
-            store.names.pop(SEEN, None)  # a call that is under way goes the long way
 
     def _revive(self) -> None:
         """Start the sweeper again if its loop died."""

@@ -10,9 +10,13 @@ from weakref import ref
 
 from ._closing import Closing
 from ._engine import Engine
+from ._entries import Entry
 from ._flights import Flight
 from ._function import ATTRIBUTE, CachedFunction
+from ._marks import Place
+from ._popularity import Popularity
 from ._removals import MOST
+from ._store import SEEN
 from ._wrapper import count_reads
 from .outcomes import RemovalCause
 
@@ -59,6 +63,32 @@ class Functions:
             if keys and older.options.version != function.options.version:
                 with engine.store.lock:
                     engine.store.supersede(space, keys)
+
+    def measure_popularity(self, limit: int) -> None:
+        """Count the reads of each call from now on, of at most *limit* calls."""
+        store = self.engine.store
+        now = self.engine.moment()
+        with store.lock:
+            if store.popularity is None:
+                store.popularity = Popularity(limit, now)
+            store.popularity.limit = max(store.popularity.limit, limit)
+        self.count_reads(seen=SEEN in store.names)
+
+    def show_reads(
+        self,
+        hit: Callable[[Entry], object] | None,
+        read: Callable[[Place, bool, float], object] | None,
+    ) -> None:
+        """Show each hit of the fast lookup, and each other read, from now on; None: no more."""
+        store = self.engine.store
+        if store.popularity is None:
+            return
+        store.popularity.observer = read
+        if hit is not None:
+            store.names[SEEN] = hit
+        self.count_reads(seen=hit is not None)
+        if hit is None:
+            store.names.pop(SEEN, None)  # a call that is under way goes the long way
 
     def count_reads(self, *, seen: bool) -> None:
         """Let each live function count the hits of each entry, and show them if *seen*."""

@@ -224,10 +224,11 @@ class Turn:
         waiter: What that task waits for, while the turn is in the line.
         begun: Clock's time at which the load began.
         failing: Whether the load counts as an error.
+        skipped: Whether there was no load.
         seconds: Of the load, once it has ended by itself.
     """
 
-    __slots__ = ("_pace", "begun", "failing", "loop", "seconds", "waiter")
+    __slots__ = ("_pace", "begun", "failing", "loop", "seconds", "skipped", "waiter")
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
@@ -235,11 +236,16 @@ class Turn:
         self.waiter: asyncio.Future[None] | None = None
         self.begun = 0.0
         self.failing = False
+        self.skipped = False
         self.seconds: float | None = None
 
     def failed(self) -> None:
         """Count the load as an error, though no exception leaves the block."""
         self.failing = True
+
+    def skip(self) -> None:
+        """Count it as no load at all: it turned out not to be needed."""
+        self.skipped = True
 
     def wake(self) -> None:
         """Let the task that waits look again; from any thread."""
@@ -279,7 +285,7 @@ class Turn:
         if kind is not None and issubclass(kind, Exception):
             self.failing = True
         try:
-            if kind is None:
+            if kind is None and not self.skipped:
                 self.seconds = self._pace._clock() - self.begun
         finally:
             self._pace._leave(self)

@@ -11,7 +11,7 @@ Off unless asked for: each hit then costs a call more.
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, Final, final
+from typing import Any, final
 
 from ._entries import Entry
 from ._marks import Place
@@ -19,7 +19,7 @@ from ._successors import Scores, Successors
 
 __all__ = ["Predictor"]
 
-_last: "Final[ContextVar[tuple[object, Place] | None]]" = ContextVar(
+_last: ContextVar[tuple[object, Place] | None] = ContextVar(
     "async_safe_cache_last_read", default=None
 )
 """Which predictor saw which read last, in this context."""

@@ -15,7 +15,7 @@ import functools
 import heapq
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime, time, timedelta
 from os import PathLike
@@ -110,14 +110,16 @@ class CacheWarmingStrategy:
         self._scheduled: list[Scheduled] = []  # as above
         self._predictor: Predictor | None = None
         if limit:
-            cache._count_reads(limit)
+            cache._functions.measure_popularity(limit)
         cache._warmths[:] = [each for each in cache._warmths if each() is not None]
         cache._warmths.append(ref(self._warmth))
 
     def __repr__(self) -> str:
         running = self._refresher is not None and self._refresher.job.running
         state = "refreshing" if running else "idle"
-        return f"<{type(self).__name__} of {self.cache.name!r}, {len(self._targets)} calls, {state}>"
+        return (
+            f"<{type(self).__name__} of {self.cache.name!r}, {len(self._targets)} calls, {state}>"
+        )
 
     # -- what is to be warm
 
@@ -198,7 +200,9 @@ class CacheWarmingStrategy:
             return [self._of_call(target, call, jitter) for call in calls]
         if callable(target):
             name = getattr(target, "__qualname__", type(target).__name__)
-            raise TypeError(f"{name} is not decorated with race_safe_cached: nothing keeps its value")
+            raise TypeError(
+                f"{name} is not decorated with race_safe_cached: nothing keeps its value"
+            )
         if isinstance(target, (str, bytes)) or not isinstance(target, Iterable):
             raise TypeError(
                 "target must be a decorated function, or an iterable of keys, "
@@ -216,7 +220,7 @@ class CacheWarmingStrategy:
         if isinstance(call, tuple):
             args = call  # pyright: ignore[reportUnknownVariableType]
         elif isinstance(call, Mapping):
-            kwargs = dict(call)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+            kwargs = dict(call)  # pyright: ignore[reportUnknownArgumentType]
         else:
             raise TypeError(
                 f"each call must be a tuple of arguments, as in [('AAPL',), ('MSFT',)], or a "
@@ -294,9 +298,7 @@ class CacheWarmingStrategy:
         targets = [Target.of_popular(call, self._stagger) for call, _ in found]
         return await self._load([each for each in targets if each is not None], timeout, progress)
 
-    async def _popular(
-        self, limit: float, *, only_absent: bool
-    ) -> list[tuple[PopularCall, float]]:
+    async def _popular(self, limit: float, *, only_absent: bool) -> list[tuple[PopularCall, float]]:
         """Return the most read calls with their reads: the most read first. In slices."""
         engine = self.cache._engine
         popularity = engine.store.popularity
@@ -336,7 +338,7 @@ class CacheWarmingStrategy:
                 async with anyio.create_task_group() as group:
                     for _ in range(min(self._pace.concurrency, len(targets))):
                         group.start_soon(self._work, run)
-        for target in run.left:
+        for target in run.left.values():
             run.skipped.setdefault(target.key, "time")
         if engine.state is State.CLOSED and not run.done:
             raise CacheClosedError(cache.name)
@@ -443,7 +445,7 @@ class CacheWarmingStrategy:
                 least=share,
                 limit=fan_out,
             )
-            cache._show_reads(self._predictor.hit, self._predictor.read)
+            cache._functions.show_reads(self._predictor.hit, self._predictor.read)
         refresher.predictor = self._predictor
         cache._sweeper.followers.append(refresher.job)
         await cache.start()
@@ -461,7 +463,7 @@ class CacheWarmingStrategy:
             return
         if self._predictor is not None:
             self._predictor = None
-            self.cache._show_reads(None, None)
+            self.cache._functions.show_reads(None, None)
         followers = self.cache._sweeper.followers
         if refresher.job in followers:
             followers.remove(refresher.job)
@@ -582,7 +584,7 @@ class _Run:
 
 
 @contextmanager
-def _bar(total: int) -> Iterator[Progress]:
+def _bar(total: int) -> Generator[Progress]:
     try:
         from rich.progress import Progress as Bar
     except ImportError as error:
