@@ -30,6 +30,7 @@ from collections.abc import Callable
 from contextvars import Context
 from datetime import timedelta
 from math import inf
+from os import getpid
 from typing import Final, Self, final
 
 from .options import _number
@@ -81,6 +82,7 @@ class Pace:
         self._round: set[Turn] = set()  # of _running: what ran at the last halving
         self._left: deque[Turn] = deque()  # bounded by the turns: drained with each change
         self._lock = threading.Lock()
+        self._process = getpid()
 
     def turn(self) -> "Turn":
         """Return a block for one load: `async with pace.turn() as turn:`."""
@@ -116,6 +118,8 @@ class Pace:
     def _look(self, turn: "Turn", loop: Loop) -> float:
         """Begin *turn* if it may, and return 0; or return for how many seconds to wait."""
         now = self._clock()
+        if self._process != getpid():
+            self._leave_behind()
         with self._lock:
             changed = self._take_out()
             if turn not in self._turns.setdefault(loop, {}):
@@ -137,6 +141,13 @@ class Pace:
             first.wake()
         self._drain()
         return min(seconds, LOOK) if several else seconds
+
+    def _leave_behind(self) -> None:
+        """Forget, in a forked child, the turns of the parent."""
+        self._lock = threading.Lock()  # another thread may have held it
+        self._turns, self._line, self._running, self._round = {}, OrderedDict(), {}, set()
+        self._left.clear()
+        self._process = getpid()
 
     def _free(self) -> bool:
         """Locked. Tell whether one more load may run."""

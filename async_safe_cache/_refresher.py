@@ -90,8 +90,12 @@ class Scheduled:
         """Return for how many seconds it has been due; negative: it is not yet."""
         late = now - self.due
         if self.moment is not None and wall is not None:
-            late = max(late, (wall - self.moment).total_seconds())
+            late = max(late, (_aware(wall) - self.moment).total_seconds())
         return late
+
+
+def _aware(wall: datetime) -> datetime:
+    return wall if wall.tzinfo is not None else wall.astimezone()
 
 
 _Item = tuple[int, float, int, Target, Scheduled | None, float]
