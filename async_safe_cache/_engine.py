@@ -375,7 +375,9 @@ class Engine:
         with self._lock:
             entry = space.data.get(key)
             fresh = None if entry is None or entry.deadline <= now else entry
-            kept = None if entry is None or fresh is not None else entry.kept(now)
+            stale_left = None
+            if entry is not None and fresh is None and entry.kept(now) is not None:
+                stale_left = entry.deadline + cast("Facts", entry.facts).window - now
             reason: MissReason | None
             if fresh is None:
                 reason = self.store.reason(space, key)
@@ -394,7 +396,7 @@ class Engine:
                 reason=reason,
                 age=None if fresh is None else max(0.0, now - fresh.born),
                 ttl_left=left,
-                stale_left=None if entry is None or kept is None else kept.deadline - now,
+                stale_left=stale_left,
                 weight=None if fresh is None else fresh.weight,
                 tags=() if fresh is None else fresh.tags,
                 depends_on=0 if link is None else len(link.sources),

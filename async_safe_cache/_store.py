@@ -25,6 +25,7 @@ whatever needs room, or frees what is due, digs the graves over first.
 """
 
 import builtins
+import sys
 import threading
 from collections.abc import Callable, Collection
 from math import inf
@@ -65,6 +66,9 @@ PER_WRITE: Final = 4
 
 FEW: Final = 500
 """Entries that a clear of functions removes one by one; more of them get a grave."""
+
+FAR: Final = sys.float_info.max
+"""The deadline of what is kept for ever: the index of these holds finite ones."""
 
 COMMON: Final = 1_024
 """Weights that are kept to be shared by the entries that have the same."""
@@ -436,7 +440,7 @@ class Store:
         elif ahead is not None:
             facts.soon = deadline - ttl * (1 - ahead)
         if facts.window:
-            facts.kept = Kept(deadline + facts.window, entry.space, entry.key)
+            facts.kept = Kept(min(deadline + facts.window, FAR), entry.space, entry.key)
 
     def _lapse(self, entry: Entry, now: float) -> None:
         """Let a fresh *entry* be stale from now on."""

@@ -1,0 +1,200 @@
+"""What a caller gets in each state of a value, whatever its load does: the table, and its rules."""
+
+import asyncio
+import itertools
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+import pytest
+
+from async_safe_cache import (
+    AsyncSafeCache,
+    CacheClosedError,
+    LoadContext,
+    LoadTimeoutError,
+    MissReason,
+    race_safe_cached,
+)
+
+from .virtual import Loader, VirtualClock, begin_tasks_later, run_virtual, settle
+
+Calling = Callable[[], Awaitable[Any]]
+
+TTL = 10.0
+OPTIONS: dict[str, Any] = {
+    "ttl": TTL,
+    "refresh_ahead": 0.8,
+    "stale_while_revalidate": 5,
+    "stale_if_error": 10,
+    "soft_timeout": 2,
+    "hard_timeout": 4,
+    "load_timeout": 6,
+}
+
+AGES = {
+    "fresh": 1.0,
+    "fresh, past refresh_ahead": 9.0,
+    "stale, within stale_while_revalidate": 12.0,
+    "stale, within stale_if_error": 17.0,
+    "stale, beyond both": 25.0,
+    "absent": None,
+}
+
+LOADS = ("ok", "slow", "hung", "failing")
+
+
+class Down(Exception):
+    """What the origin raises."""
+
+
+class Origin:
+    """A loader whose mode says what each call does."""
+
+    def __init__(self) -> None:
+        self.mode = "instant"
+        self.value = "old"
+        self.calls = 0
+        self.running = 0
+        self.cancelled = 0
+
+    async def __call__(self) -> str:
+        self.calls += 1
+        self.running += 1
+        try:
+            if self.mode == "hung":
+                await asyncio.get_running_loop().create_future()
+            if self.mode != "instant":
+                await asyncio.sleep(3 if self.mode == "slow" else 1)
+            if self.mode == "failing":
+                raise Down
+            return self.value
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+
+
+class Outcome(NamedTuple):
+    """The whole outcome of one cell.
+
+    Attributes:
+        answer: The value, or the name of the exception.
+        waited: Virtual seconds that the caller waited for it.
+        loads: Loads begun.
+        left: What is stored when all loads are over: "new", "old", or nothing.
+        counted: As what the call was counted: "hit" or "miss"; "stale" if it was served so.
+    """
+
+    answer: str
+    waited: float
+    loads: int
+    left: str
+    counted: str
+
+
+AT_ONCE = Outcome("old", 0, 0, "old", "hit")
+BEHIND = Outcome("old", 0, 1, "new", "hit")
+BEHIND_IN_VAIN = Outcome("old", 0, 1, "old", "hit")
+LOADED = Outcome("new", 1, 1, "new", "miss")
+LOADED_SLOWLY = Outcome("new", 3, 1, "new", "miss")
+TIMED_OUT = Outcome("LoadTimeoutError", 4, 1, "", "miss")
+FAILED = Outcome("Down", 1, 1, "", "miss")
+
+TABLE: dict[str, tuple[Outcome, Outcome, Outcome, Outcome]] = {
+    "fresh": (AT_ONCE, AT_ONCE, AT_ONCE, AT_ONCE),
+    "fresh, past refresh_ahead": (BEHIND, BEHIND, BEHIND_IN_VAIN, BEHIND_IN_VAIN),
+    "stale, within stale_while_revalidate": (
+        BEHIND._replace(counted="hit, stale"),
+        BEHIND._replace(counted="hit, stale"),
+        BEHIND_IN_VAIN._replace(counted="hit, stale"),
+        BEHIND_IN_VAIN._replace(counted="hit, stale"),
+    ),
+    "stale, within stale_if_error": (
+        LOADED,
+        Outcome("old", 2, 1, "new", "miss, stale"),
+        Outcome("old", 2, 1, "", "miss, stale"),
+        Outcome("old", 1, 1, "", "miss, stale"),
+    ),
+    "stale, beyond both": (LOADED, LOADED_SLOWLY, TIMED_OUT, FAILED),
+    "absent": (LOADED, LOADED_SLOWLY, TIMED_OUT, FAILED),
+}
+"""By state: what happens if the load is ok, slow, hung, failing."""
+
+CELLS = [
+    pytest.param(state, load, outcome, id=f"{state}, load {load}")
+    for state, row in TABLE.items()
+    for load, outcome in zip(LOADS, row, strict=True)
+]
+
+
+def calling(cache: AsyncSafeCache, origin: Origin, how: str, **options: Any) -> tuple[Calling, Any]:
+    """Return a call of *origin* through the cache, and the key of its value."""
+    if how == "get_or_load":
+        return lambda: cache.get_or_load("key", origin, **options), "key"
+
+    @race_safe_cached(cache, **options)
+    async def f(x: int) -> str:
+        return await origin()
+
+    return lambda: f(1), cache.key_for(f, 1)
+
+
+HOW = pytest.mark.parametrize("how", ["get_or_load", "decorated"])
+
+
+# -- the table
+
+
+@HOW
+@pytest.mark.parametrize("callers", [1, 3])
+@pytest.mark.parametrize(("state", "load", "outcome"), CELLS)
+def test_what_a_caller_gets(
+    clock: VirtualClock, state: str, load: str, outcome: Outcome, callers: int, how: str
+) -> None:
+    """Each cell in full: answer, wait, loads, what is left in the cache, what is counted."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        origin = Origin()
+        call, key = calling(cache, origin, how, **OPTIONS)
+        age = AGES[state]
+        if age is not None:
+            assert await call() == "old"
+            clock.advance(age)
+        before = cache.stats()
+        origin.calls, origin.mode, origin.value = 0, load, "new"
+
+        async def caller() -> tuple[str, float]:
+            begun = clock.now
+            try:
+                answer = await call()
+            except (Down, LoadTimeoutError) as error:
+                answer = type(error).__name__
+            return answer, clock.now - begun
+
+        answers = await asyncio.gather(*(caller() for _ in range(callers)))
+        assert answers == [(outcome.answer, outcome.waited)] * callers
+        stats = cache.stats() - before
+        await asyncio.sleep(7)  # whatever goes on behind is over; the new value is still fresh
+        assert origin.calls == outcome.loads
+        assert origin.running == 0
+        left = await cache.lookup(key)
+        assert (left.value if left.hit or left.stale else "") == outcome.left
+        hits, misses = (callers, 0) if outcome.counted.startswith("hit") else (0, 1)
+        assert (stats.hits, stats.misses, stats.coalesced) == (
+            hits,
+            misses,
+            callers - hits - misses,
+        )
+        assert stats.calls == callers
+        assert stats.stale_served == (callers if outcome.counted.endswith("stale") else 0)
+        ended = cache.stats() - before
+        cancelled_unasked = outcome is TIMED_OUT  # nobody waits for it any more: that is none
+        assert ended.loads == (0 if cancelled_unasked else outcome.loads)
+        in_vain = load in {"hung", "failing"} and not cancelled_unasked
+        assert ended.load_errors == (outcome.loads if in_vain else 0)
+        assert ended.load_timeouts == (outcome.loads if in_vain and load == "hung" else 0)
+
+    run_virtual(main(), clock)
