@@ -816,6 +816,8 @@ def _is_soon(entry: Entry, options: CacheOptions, now: float) -> bool:
     known = facts if isinstance(facts, Facts) else None
     if entry.deadline == math.inf or (known is not None and now < known.retry):
         return False
+    if known is not None and entry.space.ahead is not None and now < known.soon:
+        return False  # as the fast lookup says, where there is one
     if options.refresh_ahead == AUTO:
         seconds = 0.0 if known is None else known.seconds
         return now - seconds * math.log(1.0 - random.random()) >= entry.deadline  # noqa: S311

@@ -129,7 +129,9 @@ CELLS = [
 ]
 
 
-def calling(cache: AsyncSafeCache, origin: Origin, how: str, **options: Any) -> tuple[Calling, Any]:
+def calling(
+    cache: AsyncSafeCache, origin: Calling, how: str, **options: Any
+) -> tuple[Calling, Any]:
     """Return a call of *origin* through the cache, and the key of its value."""
     if how == "get_or_load":
         return lambda: cache.get_or_load("key", origin, **options), "key"
@@ -196,5 +198,76 @@ def test_what_a_caller_gets(
         in_vain = load in {"hung", "failing"} and not cancelled_unasked
         assert ended.load_errors == (outcome.loads if in_vain else 0)
         assert ended.load_timeouts == (outcome.loads if in_vain and load == "hung" else 0)
+
+    run_virtual(main(), clock)
+
+
+# -- refresh_ahead
+
+
+@HOW
+def test_refresh_ahead_auto_begins_the_sooner_the_longer_a_load_takes(
+    clock: VirtualClock, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """XFetch: at `now - seconds * ln(chance) >= deadline`; ln(0.5) is about -0.693."""
+    monkeypatch.setattr(random, "random", lambda: 0.5)
+
+    async def main() -> None:
+        for seconds in (1.0, 5.0):
+            cache = AsyncSafeCache(clock=clock)
+            load = Loader("value", seconds=seconds)
+            call = calling(cache, load, how, ttl=10, refresh_ahead="auto")[0]
+            await call()
+            stored = clock.now
+            while load.calls == 1:
+                clock.advance(0.01)
+                await call()
+                await settle(2)
+            assert clock.now - stored == pytest.approx(10 - 0.693 * seconds, abs=0.02)
+            await asyncio.sleep(10)
+
+    run_virtual(main(), clock)
+
+
+def test_what_a_refresh_ahead_needs_to_know_is_in_the_weight_of_the_value(
+    clock: VirtualClock,
+) -> None:
+    """It was taken beside the bound, by the first hit past the fraction."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        await cache.get_or_load("key", lambda: "value", ttl=10, refresh_ahead=0.5)
+        before = cache.memory_bytes
+        plain = AsyncSafeCache(clock=clock)
+        await plain.get_or_load("key", lambda: "value", ttl=10)
+        assert before > plain.memory_bytes
+
+    run_virtual(main(), clock)
+
+
+@pytest.mark.parametrize("key", [None, lambda x: x], ids=["fast lookup", "key="])
+def test_a_touched_value_is_refreshed_after_the_fraction_of_its_new_ttl(
+    clock: VirtualClock, key: Any
+) -> None:
+    """Where there is no fast lookup, it was refreshed by the fraction of its whole life."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader()
+
+        @race_safe_cached(cache, ttl=100, refresh_ahead=0.8, key=key)
+        async def f(x: int) -> Any:
+            return await load()
+
+        await f(1)
+        clock.advance(70)
+        assert await cache.touch(cache.key_for(f, 1), 10)
+        begun = []
+        for _ in range(19):  # up to 79.5
+            begun.append((clock.now - 1000, load.calls))
+            await f(1)
+            await settle()
+            clock.advance(0.5)
+        assert [after for after, calls in begun if calls == 1][-1] == 78.0, begun
 
     run_virtual(main(), clock)
