@@ -634,7 +634,7 @@ class Loads:
         isolated = behind or flight.heat is not None or options.context == "isolated"
         context = _isolated(options) if isolated else copy_context()
         context.run(current_flight.set, flight)
-        running = self._run(flight)
+        running = self._run(flight, behind=behind)
         try:
             eager = not behind and flight.depth % NESTED != NESTED - 1
             name = f"load of {flight.name}"
@@ -653,7 +653,8 @@ class Loads:
             seconds = options.load_timeout
             end = self.landing.time_out
             flight.alarm = loop.call_later(seconds, end, flight, seconds, context=Context())
-        task.add_done_callback(lambda _: self._task_done(flight))
+        # In its own context: a callback pins the one that it is given, here the caller's.
+        task.add_done_callback(lambda _: self._task_done(flight), context=context)
         if flight.cancelling:
             flight.cancel()
 
@@ -691,7 +692,7 @@ class Loads:
             self.engine.workers.discard(thread)
             self.landing.conclude(flight, None, error)
 
-    async def _run(self, flight: Flight) -> None:
+    async def _run(self, flight: Flight, *, behind: bool = False) -> None:
         """Run the loader; its outcome goes to the waiters, never into the task."""
         if flight.done:
             return  # given up before its first step
@@ -700,6 +701,8 @@ class Loads:
         value: Any = None
         error: BaseException | None = None
         try:
+            if behind and flight.task is None:  # some task factories begin at once
+                await asyncio.sleep(0)
             value = call(*arguments)
             if isinstance(value, _Coroutine) or isawaitable(value):
                 value = await value
