@@ -167,10 +167,8 @@ class Landing:
             pass
         elif weight < 0:
             stored = False
-            if key not in space.data:
-                store.reject(space, key, -math.inf, dropped)
-            else:
-                self._back_off(flight, options, now)
+            store.reject(space, key, -math.inf if now is None else now, dropped)
+            self._back_off(flight, options, now, failed=False)
         elif now is None:
             store.reject(space, key, -math.inf, dropped)
             stored = False
@@ -213,15 +211,21 @@ class Landing:
         facts.seconds = max(0.0, now - flight.begun)
         return facts
 
-    def _back_off(self, flight: Flight, options: CacheOptions, now: float | None) -> None:
-        """Locked. Let what is held at the key of *flight*, which brought nothing, stand a while."""
+    def _back_off(
+        self, flight: Flight, options: CacheOptions, now: float | None, *, failed: bool = True
+    ) -> None:
+        """Locked. Let what is held at the key of *flight*, which brought nothing, stand a while.
+
+        A load that has not *failed* brought something to its callers: the next one that must
+        wait for a load, does.
+        """
         space, key = flight.key
         entry = space.data.get(key)
         facts = None if entry is None else entry.facts
         if entry is None or now is None or not isinstance(facts, Facts):
             return
-        facts.failures += 1
-        facts.retry = now + delay(options.error_backoff, facts.failures)
+        facts.failures = facts.failures + 1 if failed else 0
+        facts.retry = now + delay(options.error_backoff, max(1, facts.failures))
         facts.soon = min(entry.deadline, facts.retry)
 
     def time_out(self, flight: Flight, seconds: float) -> None:

@@ -436,7 +436,8 @@ class Loads:
             and options.soft_timeout is not None
             and now - flight.begun >= options.soft_timeout
         )
-        if not (revalidating or slow or now < facts.retry):
+        failing = facts.failures > 0 and now < facts.retry
+        if not (revalidating or slow or failing):
             return None
         entry.space.counters.other_hits += not counted
         if entry.space.counted and not counted:
