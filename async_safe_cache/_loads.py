@@ -492,8 +492,11 @@ class Loads:
         """Locked. Tell the loader of *flight* what it may know."""
         space, key = flight.key
         flight.told = told
+        version = space.version if flight.marks is None else flight.marks.version
         fresh = self.engine.peek(space, key, flight.begun)
-        held = fresh or self.engine.stale(space, key, flight.begun, space.version)
+        if fresh is not None and self.engine.unfit(fresh, version) is not None:
+            fresh = None  # of another version: it may not be stored again under this one
+        held = fresh or self.engine.stale(space, key, flight.begun, version)
         if reason is None and fresh is None:
             reason = self.store.reason(space, key)
         if held is None:
