@@ -38,7 +38,7 @@ from ._flights import (
     wake,
 )
 from ._keys import DataKey
-from ._landing import Landing, Load, trimmed
+from ._landing import ENDED, Landing, Load, trimmed
 from ._loader import LoadContext
 from ._marks import Marks
 from ._tasks import start
@@ -544,7 +544,7 @@ class Loads:
         taken = stale is not None and self._may_stand_in(stale, options)
         if taken or not last:
             flight.keep = True  # what is taken now is stale: the next one is on its way
-        elif options.on_abandon == "cancel":
+        elif (flight.load or ENDED)[3].on_abandon == "cancel":
             flight.keep = False  # a load that hangs is in nobody's interest any more
         self._forget(current, flight, waiter)
         now = self.engine.moment_or_none()

@@ -216,7 +216,7 @@ def _source(
             find=find,
             same=same,
             fresh=(_SOON if ahead else _FRESH if timed else "") + (_CURRENT if linked else ""),
-            first=(_COUNT if counted else "") + (_COPY if copied else "") + (_SEE if seen else ""),
+            first=(_COPY if copied else "") + (_COUNT if counted else "") + (_SEE if seen else ""),
             use=_USE[policy],
             value="_asc_value" if copied else "_asc_entry.value",
         )

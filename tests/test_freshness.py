@@ -1,7 +1,6 @@
 """What a caller gets in each state of a value, whatever its load does: the table, and its rules."""
 
 import asyncio
-import itertools
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
@@ -10,14 +9,11 @@ import pytest
 
 from async_safe_cache import (
     AsyncSafeCache,
-    CacheClosedError,
-    LoadContext,
     LoadTimeoutError,
-    MissReason,
     race_safe_cached,
 )
 
-from .virtual import Loader, VirtualClock, begin_tasks_later, run_virtual, settle
+from .virtual import Loader, VirtualClock, run_virtual, settle
 
 Calling = Callable[[], Awaitable[Any]]
 
@@ -269,5 +265,88 @@ def test_a_touched_value_is_refreshed_after_the_fraction_of_its_new_ttl(
             await settle()
             clock.advance(0.5)
         assert [after for after, calls in begun if calls == 1][-1] == 78.0, begun
+
+    run_virtual(main(), clock)
+
+
+# -- load_timeout
+
+
+async def timed_out(call: Any, option: str) -> float:
+    """Return the virtual time at which *call* raised the LoadTimeoutError of *option*."""
+    with pytest.raises(LoadTimeoutError) as raised:
+        await call
+    assert raised.value.option == option
+    return asyncio.get_running_loop().time()
+
+
+def test_a_load_that_timed_out_can_be_an_answer(clock: VirtualClock) -> None:
+    """Where `negative` names it: it is remembered as any other failure; it was not."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader("old", "late", "new", seconds=5)
+        options: dict[str, Any] = {"ttl": 10, "stale_if_error": 100}
+        await cache.get_or_load("key", load, **options)
+        clock.advance(11)
+        options |= {"load_timeout": 1, "negative": {TimeoutError: 60}}
+        begun = clock.now
+        for seconds in (1, 1, 1):  # the load's, then its memory at once
+            assert await timed_out(cache.get_or_load("key", load, **options), "load_timeout") == (
+                begun + seconds
+            )
+        assert load.calls == 2
+        clock.advance(60)
+        assert await cache.get_or_load("key", load, ttl=10) == "new"
+        stats = cache.stats()
+        assert (stats.loads, stats.load_errors, stats.load_timeouts) == (3, 1, 1)
+
+    run_virtual(main(), clock)
+
+
+def test_a_load_that_timed_out_is_told_of_once(clock: VirtualClock) -> None:
+    """One that ended with a value in spite of its cancellation was told as loaded, too."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        events: list[Any] = []
+        for name in ("loaded", "load_failed"):
+            cache.on(name, events.append)  # type: ignore[call-overload]
+
+        async def stubborn() -> str:
+            try:
+                await asyncio.sleep(10)
+            except asyncio.CancelledError:
+                pass
+            return "late"
+
+        await timed_out(cache.get_or_load("key", stubborn, load_timeout=1), "load_timeout")
+        await settle()
+        assert [type(each).__name__ for each in events] == ["LoadFailed"]
+        assert cache.stats().loads == 1
+        assert len(cache) == 0
+
+    run_virtual(main(), clock)
+
+
+# -- hard_timeout
+
+
+def test_a_caller_who_waits_no_longer_ends_no_load_that_was_to_finish(
+    clock: VirtualClock,
+) -> None:
+    """It cancelled the load of one who had asked for on_abandon="finish" and left."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader(seconds=10)
+        leader = asyncio.ensure_future(cache.get_or_load("key", load, on_abandon="finish"))
+        await settle()
+        other = asyncio.ensure_future(cache.get_or_load("key", load, hard_timeout=1))
+        await settle()
+        leader.cancel()
+        await timed_out(other, "hard_timeout")
+        await asyncio.sleep(10)
+        assert (cache.peek("key"), load.cancelled) == ("value", 0)
 
     run_virtual(main(), clock)

@@ -13,7 +13,6 @@ from async_safe_cache import (
     MISSING,
     AsyncSafeCache,
     LoadContext,
-    LoadTimeoutError,
     MissReason,
     race_safe_cached,
 )

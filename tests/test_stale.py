@@ -1,14 +1,11 @@
 """Values that are kept past their ttl: where they may be seen, and what takes them away."""
 
-import asyncio
 import math
 from typing import Any
 
-import pytest
+from async_safe_cache import AsyncSafeCache, MissReason
 
-from async_safe_cache import MISSING, AsyncSafeCache, MissReason, race_safe_cached
-
-from .virtual import Loader, VirtualClock, run_virtual, settle
+from .virtual import Loader, VirtualClock, run_virtual
 
 
 class Down(Exception):

@@ -1,19 +1,14 @@
 """What is stored and what is handed out: skip, copy, vary_on; and options that make no sense."""
 
 import asyncio
-import copy
-from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any
 
 import pytest
 
 from async_safe_cache import (
-    MISSING,
     AsyncSafeCache,
     LoadContext,
     MissReason,
-    UnsupportedKeyError,
     race_safe_cached,
 )
 
@@ -138,5 +133,65 @@ def test_a_skipped_value_is_no_failure_that_an_older_one_stands_in_for(
         assert answers == ["whole", "whole", "whole", "part 1", "part 2"]
         assert cache.stats().stale_served == 2, "in place of the failure, and until the next try"
         assert attempts == [1, 1, 2, 1], "a value in between ends the row of failures"
+
+    run_virtual(main(), clock)
+
+
+# -- copy
+
+
+class NoCopy:
+    """Cannot be copied."""
+
+    def __init__(self) -> None:
+        self.tries = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        self.tries += 1
+        raise RuntimeError("not to be copied")
+
+
+@pytest.mark.parametrize("counted", [False, True], ids=["", "reads are counted"])
+def test_a_hit_that_cannot_be_copied_is_one_hit(clock: VirtualClock, counted: bool) -> None:
+    """Its caller gets the error; where reads are counted for each entry, it was counted twice."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        if counted:
+            cache._functions.measure_popularity(10)
+        value = NoCopy()
+
+        @race_safe_cached(cache, copy="deep")
+        async def f(x: int) -> NoCopy:
+            return value
+
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="not to be copied"):
+                await f(1)
+        stats = cache.stats()
+        assert (stats.hits, stats.misses, stats.loads, stats.load_errors) == (2, 1, 1, 0)
+        if counted:
+            (entry,) = cache._engine.store.described()
+            facts: Any = entry.facts
+            assert facts.reads == 2
+
+    run_virtual(main(), clock)
+
+
+def test_an_update_is_given_a_copy(clock: VirtualClock) -> None:
+    """It was given the stored object, and what it did to it stayed when it failed."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock, copy="deep")
+        await cache.set("key", ["old"])
+
+        def fails(value: list[str]) -> Any:
+            value.append("half")
+            raise KeyError
+
+        with pytest.raises(KeyError):
+            await cache.update("key", fails)
+        assert await cache.get("key") == ["old"]
+        assert await cache.update("key", lambda value: [*value, "new"]) == ["old", "new"]
 
     run_virtual(main(), clock)
