@@ -1,6 +1,7 @@
 """What a caller gets in each state of a value, whatever its load does: the table, and its rules."""
 
 import asyncio
+import itertools
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
@@ -9,11 +10,12 @@ import pytest
 
 from async_safe_cache import (
     AsyncSafeCache,
+    CacheClosedError,
     LoadTimeoutError,
     race_safe_cached,
 )
 
-from .virtual import Loader, VirtualClock, run_virtual, settle
+from .virtual import Loader, VirtualClock, begin_tasks_later, run_virtual, settle
 
 Calling = Callable[[], Awaitable[Any]]
 
@@ -348,5 +350,406 @@ def test_a_caller_who_waits_no_longer_ends_no_load_that_was_to_finish(
         await timed_out(other, "hard_timeout")
         await asyncio.sleep(10)
         assert (cache.peek("key"), load.cancelled) == ("value", 0)
+
+    run_virtual(main(), clock)
+
+
+def test_a_caller_waits_no_longer_than_its_hard_timeout_and_the_others_do(
+    clock: VirtualClock,
+) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache("prices", clock=clock)
+        load = Loader(seconds=10)
+        begun = clock.now
+        calls = [
+            cache.get_or_load("key", load, **options)
+            for options in ({"hard_timeout": 1}, {}, {"hard_timeout": 2}, {"hard_timeout": 20})
+        ]
+        first, second, third, fourth = (asyncio.ensure_future(call) for call in calls)
+        assert await timed_out(first, "hard_timeout") == begun + 1
+        assert await timed_out(third, "hard_timeout") == begun + 2
+        assert (await second, await fourth, clock.now) == ("value", "value", begun + 10)
+        error = first.exception()
+        assert isinstance(error, LoadTimeoutError)
+        assert isinstance(error, TimeoutError)
+        assert (error.name, error.seconds) == ("prices", 1)
+        assert "prices" in str(error)
+        assert "key" not in str(error)
+        assert (load.calls, load.cancelled) == (1, 0)
+        stats = cache.stats()
+        assert (stats.loads, stats.load_errors, stats.load_timeouts) == (1, 0, 0)
+
+    run_virtual(main(), clock)
+
+
+def test_a_load_that_nobody_waits_for_any_more_is_cancelled_and_the_key_is_free(
+    clock: VirtualClock,
+) -> None:
+    """The last caller's hard_timeout ends also what a soft_timeout had left to go on."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader("old", "hangs", "new", seconds=0)
+        options: dict[str, Any] = {"ttl": 10, "stale_if_error": 6, "soft_timeout": 1}
+        await cache.get_or_load("key", load, **options)
+        clock.advance(14)
+        load.seconds = 1000
+        assert await cache.get_or_load("key", load, **options) == "old"
+        assert load.ended == 1, "it goes on"
+        load.seconds = 0
+        await timed_out(cache.get_or_load("key", load, ttl=10, hard_timeout=3), "hard_timeout")
+        await settle()
+        assert (load.calls, load.cancelled) == (2, 1)
+        assert await cache.get_or_load("key", load, ttl=10) == "new"
+        assert cache.stats().overlapping_loads == 0
+
+    run_virtual(main(), clock)
+
+
+@pytest.mark.parametrize("option", ["soft_timeout", "hard_timeout"])
+@pytest.mark.parametrize("outer", [0.5, 1.0, 1.5])
+def test_a_timeout_leaves_the_cancellations_of_its_task_alone(
+    clock: VirtualClock, option: str, outer: float
+) -> None:
+    """Inside asyncio.timeout and a task group; also when both are due at one moment."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader("old", "new", seconds=0)
+        options: dict[str, Any] = {"ttl": 10, "stale_if_error": 10, option: 1}
+        await cache.get_or_load("key", load, **options)
+        clock.advance(11)
+        load.seconds = 60
+        results: list[object] = []
+
+        async def caller() -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            try:
+                async with asyncio.timeout(outer) as scope:
+                    results.append(await cache.get_or_load("key", load, **options))
+            except TimeoutError as error:
+                results.append(type(error).__name__)
+                assert scope.expired()
+            assert task.cancelling() == 0
+            await asyncio.sleep(1)  # nothing is left that would end it
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(3):
+                group.create_task(caller())
+        assert len(results) == 3
+        expected = {"TimeoutError"} if outer < 1 else {"old"}
+        if outer == 1:
+            expected |= {"TimeoutError"}
+        assert set(map(str, results)) <= expected
+
+    run_virtual(main(), clock)
+
+
+def test_a_caller_that_is_cancelled_as_its_time_is_up_is_cancelled(clock: VirtualClock) -> None:
+    """And nothing of it stays behind: no waiter, no timer."""
+
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+        for late in (False, True):
+            cache = AsyncSafeCache(clock=clock)
+            load = Loader(seconds=60)
+            caller = asyncio.ensure_future(cache.get_or_load("key", load, hard_timeout=1))
+            await settle()
+            if late:  # the timer has rung, the caller has not run yet
+                loop.call_at(loop.time() + 1, caller.cancel)
+            else:
+                loop.call_at(loop.time() + 1 - 1e-6, caller.cancel)
+            with pytest.raises(asyncio.CancelledError):
+                await caller
+            await settle()
+            assert (load.calls, load.cancelled) == (1, 1)
+            assert [each for each in loop._scheduled if not each.cancelled()] == []
+
+    run_virtual(main(), clock)
+
+
+# -- load_timeout, again
+
+
+def test_who_waits_for_a_load_that_takes_too_long_is_told_at_once(clock: VirtualClock) -> None:
+    """Its clean-up takes 3 s: those who waited do not wait for that, newcomers do."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        begun, calls = clock.now, 0
+
+        async def load() -> str:
+            nonlocal calls
+            calls += 1
+            if calls > 1:
+                return "new"
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                await asyncio.sleep(3)
+            return "never"
+
+        def call(grace: float) -> Any:
+            return cache.get_or_load("key", load, load_timeout=2, cancel_grace=grace)
+
+        first, second = asyncio.ensure_future(call(5)), asyncio.ensure_future(call(5))
+        assert await timed_out(first, "load_timeout") == begun + 2
+        assert await timed_out(second, "load_timeout") == begun + 2
+        assert (await cache.explain("key")).in_flight == "cancelling"
+        assert (await call(5), clock.now, calls) == ("new", begun + 5, 2)
+        stats = cache.stats()
+        assert (stats.loads, stats.load_errors, stats.load_timeouts) == (2, 1, 1)
+        assert stats.overlapping_loads == 0
+
+    run_virtual(main(), clock)
+
+
+def test_a_clean_up_that_takes_longer_than_the_grace_is_overtaken(
+    clock: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        begun, calls = clock.now, 0
+
+        async def load() -> str:
+            nonlocal calls
+            calls += 1
+            if calls > 1:
+                return "new"
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                await asyncio.sleep(100)
+            return "never"
+
+        def call() -> Any:
+            return cache.get_or_load("key", load, load_timeout=2, cancel_grace=1)
+
+        await timed_out(call(), "load_timeout")
+        assert (await call(), clock.now) == ("new", begun + 3)
+        assert cache.stats().overlapping_loads == 1
+        assert "not cleaned up" in caplog.text
+        await asyncio.sleep(200)
+        assert cache.peek("key") == "new", "what ends late stores nothing"
+
+    run_virtual(main(), clock)
+
+
+def test_a_load_that_ends_in_time_leaves_no_alarm(clock: VirtualClock) -> None:
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+        cache = AsyncSafeCache(clock=clock)
+        for seconds, later in itertools.product((0.0, 1.0), (False, True)):
+            if later:
+                begin_tasks_later()
+            load = Loader(seconds=seconds)
+            options: dict[str, Any] = {"load_timeout": 5, "hard_timeout": 5}
+            assert await cache.get_or_load((seconds, later), load, **options) == "value"
+            await settle()
+            assert [each for each in loop._scheduled if not each.cancelled()] == []
+
+    run_virtual(main(), clock)
+
+
+# -- stale_while_revalidate, stale_if_error
+
+
+def test_a_value_is_kept_for_the_longer_window_and_each_reader_has_its_own(
+    clock: VirtualClock,
+) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        options: dict[str, Any] = {"ttl": 10, "stale_while_revalidate": 5, "stale_if_error": 30}
+        await cache.get_or_load("key", lambda: "old", **options)
+        clock.advance(20)  # 10 s past its ttl, kept for 30
+        failing = Loader(Down())
+
+        async def read(**own: Any) -> Any:
+            """Return what is read under *own* options, by a caller who is told of no failure."""
+            own.setdefault("error_backoff", 0)
+            try:
+                return await cache.get_or_load("key", failing, ttl=10, **own)
+            except Down:
+                return "failed"
+
+        assert await read() == "failed"
+        assert await read(stale_while_revalidate=5) == "failed"
+        assert await read(stale_if_error=10) == "failed", "10 s are over at 10 s"
+        assert await read(stale_if_error=10.001) == "old"
+        assert (await read(stale_if_error=500), failing.calls) == ("old", 5)
+        assert (await read(stale_while_revalidate=500), failing.calls) == ("old", 5)
+        await settle()
+        assert failing.calls == 6, "behind"
+        clock.advance(19.999)
+        assert await read(stale_if_error=500) == "old"
+        clock.advance(0.001)
+        assert await read(stale_if_error=500) == "failed", "it is kept no more"
+
+    run_virtual(main(), clock)
+
+
+def test_a_reader_that_wants_no_stale_value_waits_for_the_refresh_that_runs(
+    clock: VirtualClock,
+) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader("old", "new", seconds=1)
+        await cache.get_or_load("key", load, ttl=10, stale_while_revalidate=30)
+        clock.advance(11)
+        assert await cache.get_or_load("key", load, ttl=10, stale_while_revalidate=30) == "old"
+        begun = clock.now
+        assert (await cache.get_or_load("key", load, ttl=10), clock.now) == ("new", begun + 1)
+        stats = cache.stats()
+        assert (stats.hits, stats.misses, stats.coalesced, load.calls) == (1, 1, 1, 2)
+
+    run_virtual(main(), clock)
+
+
+def test_a_failure_that_is_an_answer_is_no_failure_to_stand_in_for(clock: VirtualClock) -> None:
+    """The user is gone: that is the newest that is known, and the older one is gone, too."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader("old", LookupError("no such user"), "new")
+        options: dict[str, Any] = {
+            "ttl": 10,
+            "stale_if_error": 100,
+            "negative": {LookupError: 5},
+        }
+        await cache.get_or_load("key", load, **options)
+        clock.advance(11)
+        for seconds in (0, 4, 0.9):
+            clock.advance(seconds)
+            with pytest.raises(LookupError, match="no such user"):
+                await cache.get_or_load("key", load, **options)
+        assert load.calls == 2
+        clock.advance(0.1)
+        assert await cache.get_or_load("key", load, **options) == "new"
+        assert cache.stats().stale_served == 0
+
+    run_virtual(main(), clock)
+
+
+def test_a_refresh_behind_that_ends_with_an_answer_ends_the_stale_value(
+    clock: VirtualClock,
+) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader("old", LookupError("no such user"))
+        options: dict[str, Any] = {
+            "ttl": 10,
+            "stale_while_revalidate": 100,
+            "negative": {LookupError: 5},
+        }
+        await cache.get_or_load("key", load, **options)
+        clock.advance(11)
+        assert await cache.get_or_load("key", load, **options) == "old"
+        await settle()
+        with pytest.raises(LookupError, match="no such user"):
+            await cache.get_or_load("key", load, **options)
+        assert load.calls == 2
+
+    run_virtual(main(), clock)
+
+
+def test_a_closed_cache_serves_nothing_stale(clock: VirtualClock) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader("old", "new", seconds=0)
+        options: dict[str, Any] = {"ttl": 10, "stale_if_error": 100, "soft_timeout": 5}
+        await cache.get_or_load("key", load, **options)
+        clock.advance(11)
+        load.seconds = 60
+        waiting = asyncio.ensure_future(cache.get_or_load("key", load, **options))
+        await settle()
+        await cache.aclose()
+        with pytest.raises(CacheClosedError):
+            await waiting
+        with pytest.raises(CacheClosedError):
+            await cache.get_or_load("key", load, **options)
+        assert cache.stats().stale_served == 0
+
+    run_virtual(main(), clock)
+
+
+def test_closing_ends_a_refresh_behind(clock: VirtualClock) -> None:
+    """No task is left, and what it was to bring is not stored when the cache opens again."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader("old", "new", seconds=0)
+        options: dict[str, Any] = {"ttl": 10, "stale_while_revalidate": 100, "load_timeout": 90}
+        await cache.get_or_load("key", load, **options)
+        for drain, calls, cancelled in ((False, 2, 1), (True, 4, 1)):
+            clock.advance(11)
+            load.seconds = 2
+            assert await cache.get_or_load("key", load, **options) in {"old", "new"}
+            await settle()
+            assert load.calls == calls
+            await cache.aclose(drain=drain, timeout=5)
+            assert load.cancelled == cancelled
+            assert len(asyncio.all_tasks()) == 1
+            await cache.start()
+            assert len(cache) == 0
+            load.seconds = 0
+            await cache.get_or_load("key", load, **options)
+        await cache.aclose()
+
+    run_virtual(main(), clock)
+
+
+# -- soft_timeout
+
+
+def test_who_would_wait_in_vain_takes_the_stale_value_at_once(clock: VirtualClock) -> None:
+    """The load that runs has outlived his patience already; a more patient one waits on."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader("old", "new", seconds=0)
+        begun = clock.now
+
+        async def read(soft: float | None) -> tuple[Any, float]:
+            value = await cache.get_or_load(
+                "key", load, ttl=10, stale_if_error=100, soft_timeout=soft
+            )
+            return value, clock.now - begun
+
+        await read(1)
+        clock.advance(11)
+        begun, load.seconds = clock.now, 10
+        assert await read(1) == ("old", 1)
+        assert await read(1) == ("old", 1), "at once"
+        assert await read(1.5) == ("old", 2.5), "1.5 s later: it has outlived no 1.5 s yet"
+        assert await read(1.5) == ("old", 2.5), "at once"
+        assert await read(None) == ("new", 10)
+        assert await read(1) == ("new", 10)
+        stats = cache.stats()
+        assert (stats.hits, stats.misses, stats.coalesced) == (3, 2, 2)
+        assert (stats.stale_served, stats.loads, load.calls) == (4, 2, 2)
+
+    run_virtual(main(), clock)
+
+
+def test_a_stale_value_that_grows_too_old_while_its_caller_waits_is_not_taken(
+    clock: VirtualClock,
+) -> None:
+    """Its window ends at 10 s; the caller's patience, too late, at 12."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader("old", "new", seconds=0)
+        options: dict[str, Any] = {"ttl": 10, "stale_if_error": 10, "soft_timeout": 4}
+        await cache.get_or_load("key", load, **options)
+        clock.advance(18)
+        begun, load.seconds = clock.now, 6
+        assert (await cache.get_or_load("key", load, **options), clock.now) == ("new", begun + 6)
+        clock.advance(18)
+        load.results, load.seconds = (*load.results, Down()), 6
+        with pytest.raises(Down):
+            await cache.get_or_load("key", load, **options)
+        assert (load.calls, cache.stats().stale_served) == (3, 0)
+        assert cache.stats().calls == 3
 
     run_virtual(main(), clock)

@@ -68,7 +68,7 @@ def test_what_is_skipped_is_returned_to_all_and_not_stored(clock: VirtualClock, 
 def test_what_was_skipped_is_the_reason_of_the_next_miss_whoever_swept(
     clock: VirtualClock, swept: bool
 ) -> None:
-    """Over an expired value that nobody had freed yet the reason was EXPIRED, and nothing counted."""
+    """Over an expired value that was not freed yet the reason was EXPIRED, and nothing counted."""
 
     async def main() -> None:
         cache = AsyncSafeCache(clock=clock)
