@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import random
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
@@ -753,3 +754,349 @@ def test_a_stale_value_that_grows_too_old_while_its_caller_waits_is_not_taken(
         assert cache.stats().calls == 3
 
     run_virtual(main(), clock)
+
+
+# -- error_backoff
+
+
+@HOW
+@pytest.mark.parametrize("option", ["stale_while_revalidate", "stale_if_error", "refresh_ahead"])
+def test_a_failing_origin_is_left_alone_longer_after_each_failure(
+    clock: VirtualClock, how: str, option: str
+) -> None:
+    """Asked eight times a second: 1, 2, 4 ... 32 s between tries, a tenth less at the least."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader("old", *[Down()] * 10, "new")
+        options: dict[str, Any] = {"ttl": 10, option: 1000}
+        if option == "refresh_ahead":
+            options = {"ttl": 1000, option: 0.01}
+        call = calling(cache, load, how, **options)[0]
+        await call()
+        clock.advance(10)
+        begun: list[float] = []
+        while load.calls < 12:
+            before = load.calls
+            answer = await call()
+            await settle(3)
+            if load.calls > before:
+                begun.append(clock.now)
+            assert answer == "old" or load.calls == 12
+            clock.advance(0.125)
+        waits = [later - earlier for earlier, later in itertools.pairwise(begun)]
+        seconds = [1, 2, 4, 8, 16, 32, 32, 32, 32, 32]
+        for most, wait in zip(seconds, waits, strict=True):
+            assert 0.9 * most <= wait < most + 0.125, waits
+        assert await call() == "new"
+
+    run_virtual(main(), clock)
+
+
+def test_a_success_ends_the_row_of_failures(clock: VirtualClock) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader("1", Down(), Down(), Down(), "2", Down(), Down(), "3")
+        options: dict[str, Any] = {"ttl": 10, "stale_if_error": 1000, "error_backoff": 4}
+        await cache.get_or_load("key", load, **options)
+        # Tries after 4, 8 and 16 s; then a value for 10 s; then after 4 and 8 s.
+        for seconds, calls in ((10, 2), (4, 3), (8, 4), (16, 5), (10, 6), (3.5, 6), (0.5, 7)):
+            clock.advance(seconds)
+            await cache.get_or_load("key", load, **options)
+            assert load.calls == calls, (seconds, calls)
+
+    run_virtual(main(), clock)
+
+
+def test_without_a_value_or_a_backoff_each_call_tries(clock: VirtualClock) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader(Down())
+        for calls in (1, 2, 3):
+            with pytest.raises(Down):
+                await cache.get_or_load("key", load, ttl=10, stale_if_error=100)
+            assert load.calls == calls
+        options: dict[str, Any] = {"ttl": 10, "stale_if_error": 100, "error_backoff": 0}
+        await cache.get_or_load("other", lambda: "old", **options)
+        clock.advance(10)
+        for calls in (4, 5, 6):
+            assert await cache.get_or_load("other", load, **options) == "old"
+            assert load.calls == calls
+
+    run_virtual(main(), clock)
+
+
+def test_within_the_backoff_a_reader_that_wants_no_stale_value_tries(clock: VirtualClock) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader("old", Down(), "new")
+        options: dict[str, Any] = {"ttl": 10, "stale_if_error": 100, "error_backoff": 60}
+        await cache.get_or_load("key", load, **options)
+        clock.advance(10)
+        assert await cache.get_or_load("key", load, **options) == "old"
+        assert await cache.get_or_load("key", load, ttl=10) == "new"
+
+    run_virtual(main(), clock)
+
+
+# -- refresh_ahead, again
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.999])
+def test_a_refresh_that_takes_longer_than_the_ttl_is_not_stacked(
+    clock: VirtualClock, chance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read once a second for two minutes: one load at a time, each lands."""
+    monkeypatch.setattr(random, "random", lambda: chance)
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        running = most = loads = 0
+
+        @race_safe_cached(cache, ttl=10, refresh_ahead=0.5, stale_while_revalidate=60)
+        async def f(x: int) -> int:
+            nonlocal running, most, loads
+            loads += 1
+            number = loads
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0 if number == 1 else 20)
+            running -= 1
+            return number
+
+        values = []
+        for _ in range(130):
+            values.append(await f(1))
+            await asyncio.sleep(1)
+        assert most == 1
+        assert values == sorted(values)
+        # Each is stored 20 s after it began, and refreshed 5 s after it was stored.
+        assert [values.count(number) for number in range(1, 7)] == [25, 25, 25, 25, 25, 5]
+        stats = cache.stats()
+        assert (stats.hits, stats.misses, stats.overlapping_loads) == (129, 1, 0)
+
+    run_virtual(main(), clock)
+
+
+def test_while_a_refresh_runs_hits_are_fast_and_look_again_after_a_second(
+    clock: VirtualClock,
+) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader("old", "new", seconds=0)
+
+        @race_safe_cached(cache, ttl=100, refresh_ahead=0.5)
+        async def f(x: int) -> Any:
+            return await load()
+
+        counters: Any = vars(f)["__async_safe_cache__"].counters
+
+        async def slow_hits(reads: int) -> int:
+            before = counters.other_hits
+            for _ in range(reads):
+                await f(1)
+            slow: int = counters.other_hits - before
+            return slow
+
+        await f(1)
+        assert await slow_hits(5) == 0
+        clock.advance(50)
+        load.seconds = 10
+        assert await slow_hits(5) == 1, "the one that begins the refresh"
+        await asyncio.sleep(0.9)
+        assert await slow_hits(5) == 0
+        await asyncio.sleep(0.1)
+        assert await slow_hits(5) == 1, "it still runs: look again in a second"
+        assert load.calls == 2
+        await asyncio.sleep(9)
+        assert await f(1) == "new"
+        assert await slow_hits(5) == 0
+
+    run_virtual(main(), clock)
+
+
+@HOW
+def test_a_refresh_ahead_that_hangs_is_not_for_ever(clock: VirtualClock, how: str) -> None:
+    """Its load_timeout ends it; the value that is held is still fresh, and tried again."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        origin = Origin()
+        options: dict[str, Any] = {"ttl": 100, "refresh_ahead": 0.5, "load_timeout": 5}
+        call = calling(cache, origin, how, **options)[0]
+        await call()
+        clock.advance(50)
+        origin.mode = "hung"
+        assert await call() == "old"
+        await asyncio.sleep(5)
+        assert (origin.calls, origin.cancelled) == (2, 1)
+        assert await call() == "old"
+        assert origin.calls == 2, "error_backoff"
+        await asyncio.sleep(1)
+        origin.mode, origin.value = "instant", "new"
+        assert await call() == "old"
+        await settle()
+        assert await call() == "new"
+        assert cache.stats().load_timeouts == 1
+
+    run_virtual(main(), clock)
+
+
+@pytest.mark.parametrize("options", [{"ttl": None}, {"ttl": 10, "refresh_ahead": None}])
+def test_a_value_that_is_fresh_for_ever_is_never_refreshed_ahead(
+    clock: VirtualClock, options: dict[str, Any]
+) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock, default_ttl=10, refresh_ahead=0.01)
+        load = Loader()
+        for how in ("get_or_load", "decorated"):
+            call = calling(cache, load, how, **options)[0]
+            before = load.calls
+            for _ in range(9):
+                await call()
+                await settle(3)
+                clock.advance(1)
+            assert load.calls == before + 1
+
+    run_virtual(main(), clock)
+
+
+# -- each level of options
+
+
+def test_a_call_overrules_a_function_and_a_function_its_cache(clock: VirtualClock) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(
+            clock=clock, default_ttl=10, stale_while_revalidate=100, hard_timeout=1
+        )
+        load = Loader("old", "new", seconds=0)
+        await cache.get_or_load("key", load)
+        clock.advance(10)
+        load.seconds = 0.5
+        assert await cache.get_or_load("key", load) == "old", "by the cache's options"
+        assert await cache.get_or_load("key", load, stale_while_revalidate=None) == "new"
+
+        load = Loader("old", "new", seconds=0)
+
+        @race_safe_cached(cache, stale_while_revalidate=None, hard_timeout=None, ttl=5)
+        async def f(x: int) -> Any:
+            return await load()
+
+        await f(1)
+        clock.advance(5)
+        load.seconds = 7
+        assert await f(1) == "new", "after 7 s, and not before"
+        await cache.set("other", "old")
+        clock.advance(10)
+        assert (await cache.lookup("other")).stale, "what is set is kept, too"
+
+    run_virtual(main(), clock)
+
+
+# -- a plain def
+
+
+def test_a_def_serves_what_is_stale_in_place_of_a_failure(clock: VirtualClock) -> None:
+    cache = AsyncSafeCache(clock=clock)
+    results: list[Any] = ["old", Down(), Down(), "new"]
+
+    @race_safe_cached(cache, ttl=10, stale_if_error=100, error_backoff=4)
+    def f(x: int) -> Any:
+        result = results.pop(0)
+        if isinstance(result, Down):
+            raise result
+        return result
+
+    assert f(1) == "old"
+    # It fails, is left alone for 4 s, fails, is left alone for 8 s, and is back.
+    for seconds, left, value in (
+        (10, 2, "old"),
+        (3.5, 2, "old"),
+        (0.5, 1, "old"),
+        (7, 1, "old"),
+        (1, 0, "new"),
+    ):
+        clock.advance(seconds)
+        assert (f(1), len(results)) == (value, left)
+    stats = cache.stats()
+    assert (stats.hits, stats.misses, stats.stale_served) == (2, 4, 4)
+    assert (stats.loads, stats.load_errors) == (4, 2)
+    clock.advance(120)
+    results.append(Down())
+    with pytest.raises(Down):
+        f(1)
+
+
+def test_a_def_that_waits_for_another_thread_does_so_no_longer_than_its_hard_timeout(
+    clock: VirtualClock,
+) -> None:
+    """With a stale value at hand it takes that; whoever loads in his own thread cannot stop."""
+    cache = AsyncSafeCache(clock=clock)
+    inside, go_on = threading.Event(), threading.Event()
+    loads = 0
+
+    @race_safe_cached(cache, ttl=10, stale_if_error=100, hard_timeout=0.05)
+    def f(x: int) -> int:
+        nonlocal loads
+        loads += 1
+        if loads > 1:
+            inside.set()
+            assert go_on.wait(30)
+        return loads
+
+    def loading() -> None:
+        leaders.append(f(1))
+
+    leaders: list[int] = []
+    for age, stale in ((10, True), (200, False)):
+        assert loads in {0, 2}
+        loads = 0
+        f.cache_clear()  # type: ignore[attr-defined]
+        assert f(1) == 1
+        clock.advance(age)
+        inside.clear()
+        go_on.clear()
+        thread = threading.Thread(target=loading)
+        thread.start()
+        assert inside.wait(30)
+        if stale:
+            assert f(1) == 1
+        else:
+            with pytest.raises(LoadTimeoutError) as raised:
+                f(1)
+            assert (raised.value.option, raised.value.seconds) == ("hard_timeout", 0.05)
+        go_on.set()
+        thread.join(30)
+    assert leaders == [2, 2]
+    stats = cache.stats()
+    assert (stats.hits, stats.misses, stats.coalesced, stats.stale_served) == (0, 4, 2, 1)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["stale_while_revalidate", "refresh_ahead", "soft_timeout", "load_timeout", "on_abandon"],
+)
+def test_what_needs_a_task_is_refused_for_a_def_and_no_default_of_a_cache_is(
+    clock: VirtualClock, option: str
+) -> None:
+    value: Any = {"on_abandon": "finish", "refresh_ahead": 0.5}.get(option, 1)
+    given: dict[str, Any] = {option: value}
+    with pytest.raises(TypeError, match=f"{option} needs a task .* plain `def`"):
+
+        @race_safe_cached(AsyncSafeCache(clock=clock), ttl=10, stale_if_error=5, **given)
+        def refused(x: int) -> None: ...
+
+    cache = AsyncSafeCache(clock=clock, default_ttl=10, **given)
+    calls = 0
+
+    @race_safe_cached(cache)
+    def f(x: int) -> int:
+        nonlocal calls
+        calls += 1
+        return calls
+
+    assert f(1) == 1
+    clock.advance(9.5)
+    assert f(1) == 1
+    clock.advance(0.5)
+    assert f(1) == 2, "it waits for its load, as if the option were not there"
