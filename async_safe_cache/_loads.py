@@ -395,7 +395,7 @@ class Loads:
             return entry
         facts = self.store.facts_of(entry)
         facts.soon = min(entry.deadline, now + AGAIN)  # hits have nothing to do meanwhile
-        if self.flights.get((entry.space, entry.key), loop) is not None:
+        if self._running(entry, loop, now) is not None:
             return entry
         return self._open_behind(entry, options, loop, now, marks, told)
 
@@ -428,7 +428,7 @@ class Loads:
         runs has outlived this caller's patience already.
         """
         facts = cast("Facts", entry.facts)
-        flight = self.flights.get((entry.space, entry.key), loop)
+        flight = self._running(entry, loop, now)
         revalidating = now < entry.deadline + options.stale_while_revalidate
         slow = (
             flight is not None
@@ -447,6 +447,13 @@ class Loads:
         if not revalidating or flight is not None or now < facts.retry:
             return entry
         return self._open_behind(entry, options, loop, now, marks, told)
+
+    def _running(self, entry: Entry, loop: Loop | None, now: float) -> Flight | None:
+        """Locked. Return the flight at the key of *entry*, unless its loop is dead."""
+        flight = self.flights.get((entry.space, entry.key), loop)
+        if flight is None or flight.loop is loop:
+            return flight
+        return None if self.engine.guards.glance(flight, now) else flight
 
     def _count_hit(self, entry: Entry, now: float) -> None:
         """Locked. Count a hit that did not come by the fast lookup."""
