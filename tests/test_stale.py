@@ -851,9 +851,7 @@ def test_kept_values_are_seen_as_a_plain_model_says_whoever_sweeps_when(
                 assert await both(caches, lambda cache: cache.expire(key)) == [expired] * 2
             elif name == "touch":
                 touched = model.touch(key, step[2], now)
-                assert (
-                    await both(caches, lambda cache: cache.touch(key, step[2])) == [touched] * 2
-                )
+                assert await both(caches, lambda cache: cache.touch(key, step[2])) == [touched] * 2
             elif name == "invalidate":
                 tagged = [each for each in model.rows if "tag" in tags_of(caches[1], each)]
                 for each in tagged:
