@@ -39,7 +39,7 @@ from ._flights import (
 )
 from ._keys import DataKey
 from ._landing import ENDED, Landing, Load, trimmed
-from ._loader import LoadContext
+from ._loader import LoadContext, isolated
 from ._marks import Marks
 from ._tasks import start
 from .errors import CacheClosedError, LoadCancelledError, LoadTimeoutError, RecursiveLoadError
@@ -642,8 +642,8 @@ class Loads:
         caller has that value.
         """
         options: CacheOptions = flight.load[3]
-        isolated = behind or flight.heat is not None or options.context == "isolated"
-        context = _isolated(options) if isolated else copy_context()
+        alone = behind or flight.heat is not None or options.context == "isolated"
+        context = isolated(options) if alone else copy_context()
         context.run(current_flight.set, flight)
         running = self._run(flight, behind=behind)
         try:
@@ -692,7 +692,7 @@ class Loads:
                 self.engine.workers.discard(threading.current_thread())
 
         # `_lead` isolates what is to be isolated, but for what is loaded for nobody.
-        context = copy_context() if flight.heat is None else _isolated(flight.load[3])
+        context = copy_context() if flight.heat is None else isolated(flight.load[3])
         thread = threading.Thread(
             target=context.run, args=(work,), name=f"load of {flight.name}", daemon=True
         )
@@ -757,7 +757,7 @@ class Loads:
         token = current_flight.set(flight)
         try:
             if options.context == "isolated":
-                context = _isolated(options)
+                context = isolated(options)
                 context.run(current_flight.set, flight)
                 value = context.run(call, *arguments)
             else:
@@ -807,16 +807,6 @@ def _ring(waiter: "asyncio.Future[Outcome | None]") -> None:
     """Wake *waiter*, unless it is done: its time is up."""
     if not waiter.done():
         waiter.set_result(_RANG)
-
-
-def _isolated(options: CacheOptions) -> Context:
-    """Return a context that knows of the running one no more than the options name."""
-    context = Context()
-    for variable in (*options.vary_on, *options.propagate):
-        value = variable.get(MISSING)
-        if value is not MISSING:
-            context.run(variable.set, value)
-    return context
 
 
 def _is_soon(entry: Entry, options: CacheOptions, now: float) -> bool:

@@ -551,6 +551,22 @@ def test_a_load_sees_the_context_of_its_first_caller_or_what_it_is_allowed_to(
     run_virtual(main(), clock)
 
 
+def test_a_load_of_many_is_isolated_as_the_cache_says(clock: VirtualClock) -> None:
+    """It saw the context of its caller."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock, context="isolated", propagate=language)
+        request.set("of the caller")
+        language.set("de")
+
+        async def load(keys: list[str]) -> dict[str, Any]:
+            return dict.fromkeys(keys, await at_ease())
+
+        assert await cache.get_or_load_many(["key"], load) == {"key": (None, "de")}
+
+    run_virtual(main(), clock)
+
+
 @BEHIND
 def test_a_load_behind_sees_what_is_part_of_its_key_and_what_is_propagated(
     clock: VirtualClock, options: dict[str, Any], age: float
