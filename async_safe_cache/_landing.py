@@ -187,6 +187,8 @@ class Landing:
                 engine.replaced(flight, now, dropped, doomed)
             facts = None if flight.marks is None else self._facts(flight, now)
             stored = store.put(space, key, kind, value, weight, ttl, now, dropped, facts)
+            if space.counted and store.popularity is not None:
+                store.popularity.took((space, key), max(0.0, now - flight.begun))
             if store.links.nodes:
                 engine.trim(now, dropped, doomed)
         if store.events is not None:
@@ -222,7 +224,7 @@ class Landing:
             return
         facts.failures += 1
         facts.retry = now + delay(options.error_backoff, facts.failures)
-        facts.soon = min(entry.deadline, facts.retry)
+        self.store.look_again(entry, facts.retry)
 
     def time_out(self, flight: Flight, seconds: float) -> None:
         """End *flight*, which has taken *seconds*, for those who wait; then cancel its task."""

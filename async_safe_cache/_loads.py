@@ -393,8 +393,8 @@ class Loads:
             return entry
         if type(entry.value) is Failure:
             return entry
-        facts = self.store.facts_of(entry)
-        facts.soon = min(entry.deadline, now + AGAIN)  # hits have nothing to do meanwhile
+        self.store.facts_of(entry)  # where a failure is remembered
+        self.store.look_again(entry, now + AGAIN)  # hits have nothing to do meanwhile
         if self.flights.get((entry.space, entry.key), loop) is not None:
             return entry
         return self._open_behind(entry, options, loop, now, marks, told)
@@ -449,7 +449,7 @@ class Loads:
 
     def _count_hit(self, entry: Entry, now: float) -> None:
         """Locked. Count a hit that did not come by the fast lookup."""
-        self.store.facts_of(entry).reads += 1
+        entry.used += 1
         if self.store.popularity is not None:
             self.store.popularity.see((entry.space, entry.key), True, now)
 
@@ -819,4 +819,10 @@ def _is_soon(entry: Entry, options: CacheOptions, now: float) -> bool:
     if options.refresh_ahead == AUTO:
         seconds = 0.0 if known is None else known.seconds
         return now - seconds * math.log(1.0 - random.random()) >= entry.deadline  # noqa: S311
-    return now >= entry.deadline - entry.since * (1 - (options.refresh_ahead or 0.0))
+    left = (entry.deadline - entry.born) * (1 - (options.refresh_ahead or 0.0))
+    return now >= min(entry.deadline - left, _soon(entry))
+
+
+def _soon(entry: Entry) -> float:
+    """Return when the fast lookup lets a hit go the long way."""
+    return entry.since if entry.space.ahead is not None else math.inf

@@ -308,7 +308,7 @@ class CacheWarmingStrategy:
             if number % SLICE == SLICE - 1:
                 await anyio.lowlevel.checkpoint()
             entry = call.place[0].data.get(call.place[1])
-            held = getattr(entry.facts, "reads", 0) if entry is not None else 0
+            held = 0 if entry is None else entry.used
             if only_absent and engine.peek(*call.place, now) is not None:
                 continue
             item = call.reads(now) + held, -number, call
@@ -359,6 +359,7 @@ class CacheWarmingStrategy:
             except Exception as caught:  # noqa: BLE001 - reported, with its key
                 error = caught
             run.conclude(target, why, error)
+            await anyio.lowlevel.checkpoint()  # what needs no await must not hold up the loop
             if error is None and why in (None, "fresh"):
                 self._found_warm(target)
 
@@ -490,15 +491,12 @@ class CacheWarmingStrategy:
 
         most = check_bound("limit", limit)
         calls: list[HotCall] = []
-        now = self.cache._engine.clock()
         for call, reads in await self._popular(
             math.inf if most is None else most, only_absent=False
         ):
             function = call.function()
             if function is not None and call.owner is None:
-                entry = self.cache._engine.peek(*call.place, now)
-                seconds = getattr(entry.facts, "seconds", 0.0) if entry is not None else 0.0
-                calls.append(HotCall(function.name, call.values, reads, seconds or call.seconds))
+                calls.append(HotCall(function.name, call.values, reads, call.seconds))
         write = functools.partial(write_hot_set, path, self.cache.name, calls)
         written, _ = await anyio.to_thread.run_sync(write)
         return written
@@ -546,7 +544,8 @@ class CacheWarmingStrategy:
             function.note(*target.place, call.arguments)
             if popularity is not None:
                 with self.cache._engine.store.lock:
-                    popularity.read(target.place, call.reads, call.seconds)
+                    popularity.read(target.place, call.reads)
+                    popularity.took(target.place, call.seconds)
             targets.append(target)
             self._take(target)
         return await self._load(targets, timeout, progress, unknown)
