@@ -10,7 +10,7 @@ arguments; of a method the instance, weakly, and the others.
     full    of the SAMPLE under the hand of a clock the least read one leaves, the others
             lose half of their reads: an approximated LFU with ageing
 
-The calls lie in a list, too: a copy of it is a walk that stalls nobody.
+The calls lie in a list, too, to be walked through in slices.
 
 Source: the sampled eviction of Redis's LFU; CLOCK (Corbato 1968).
 """
@@ -84,7 +84,7 @@ class PopularCall:
 class Popularity:
     """The calls that are read most. Complexity: O(1) each, but for walking through all.
 
-    All but `calls` is called with the store's lock held.
+    All but `slices` and `get` is called with the store's lock held.
 
     Attributes:
         now: When a call was counted last: no clock, which may be the user's, runs here.
@@ -162,12 +162,16 @@ class Popularity:
                 call.age()
         self.forget(least.place)
 
-    def calls(self) -> list[PopularCall]:
-        """Return all calls. O(calls), in one step of C."""
-        return self._list.copy()
+    def slices(self, size: int) -> Iterator[list[PopularCall]]:
+        """Walk through all calls, *size* of them at a time, while others come and go.
 
-    def __iter__(self) -> Iterator[PopularCall]:
-        return iter(self.calls())
+        One that comes or goes meanwhile may be left out, or met twice. A copy of all would
+        be one object that the collector walks whenever it looks at what is young.
+        """
+        begin = 0
+        while part := self._list[begin : begin + size]:
+            yield part
+            begin += size
 
     def __contains__(self, place: object) -> bool:
         return place in self._calls

@@ -21,9 +21,9 @@ import heapq
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from itertools import chain, count
+from itertools import count
 from typing import Final, final
 
 import anyio
@@ -46,7 +46,7 @@ _log = logging.getLogger("async_safe_cache")
 QUEUE: Final = 1_000
 """Due calls that wait for a worker; the others are found again by the next collection."""
 
-SLICE: Final = 100
+SLICE: Final = 50
 """Calls that are looked at between two turns of the loop: well below 1 ms."""
 
 PREDICTED: Final = 1_000
@@ -216,34 +216,40 @@ class Refresher:
         wall = self.wall() if any(each.at for each in self.scheduled) else None
         room = max(0, QUEUE - len(self._queue))
         best: list[tuple[int, float, int, _Due]] = []
-        due, lag, looked = 0, 0.0, 0
-        popularity = self._engine.store.popularity
-        calls = [] if popularity is None else popularity.calls()
-        both: Iterable[Scheduled | PopularCall] = chain(tuple(self.scheduled), calls)
-        for each in both:
-            looked += 1
-            if not looked % SLICE:
-                await asyncio.sleep(0)
-            if isinstance(each, Scheduled):
-                late, item = self._look_at_scheduled(each, now, wall)
-            else:
-                late, item = self._look_at_popular(each, now)
-            if item is None:
-                continue
-            due += 1
-            lag = max(lag, late)
-            # Of this heap the least valuable one is the first.
-            ranked = -item[0], -item[1], item[2], item
-            if len(best) < room:
-                heapq.heappush(best, ranked)
-            elif room:
-                heapq.heappushpop(best, ranked)
+        due, lag = 0, 0.0
+        for part in self._slices():
+            for each in part:
+                if isinstance(each, Scheduled):
+                    late, item = self._look_at_scheduled(each, now, wall)
+                else:
+                    late, item = self._look_at_popular(each, now)
+                if item is None:
+                    continue
+                due += 1
+                lag = max(lag, late)
+                # Of this heap the least valuable one is the first.
+                ranked = -item[0], -item[1], item[2], item
+                if len(best) < room:
+                    heapq.heappush(best, ranked)
+                elif room:
+                    heapq.heappushpop(best, ranked)
+            await asyncio.sleep(0)
         self._due, self._lag = due, lag
         for taken, (_, _, _, item) in enumerate(best):
             if taken % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
             self._take(*item)
         self._fill()
+
+    def _slices(self) -> Iterator[Sequence[Scheduled | PopularCall]]:
+        """Walk through what may be due, a slice at a time."""
+        begin = 0
+        while part := self.scheduled[begin : begin + SLICE]:
+            yield part
+            begin += SLICE
+        popularity = self._engine.store.popularity
+        if popularity is not None:
+            yield from popularity.slices(SLICE)
 
     def _take(
         self, kind: int, value: float, number: int, what: Scheduled | PopularCall, deadline: float
@@ -272,17 +278,14 @@ class Refresher:
 
     def _look_at_popular(self, call: PopularCall, now: float) -> tuple[float, _Due | None]:
         place = call.place
-        if place in self._active:
-            return 0.0, None
-        entry = self._engine.peek(*place, now)
-        if entry is None or not entry.used:
-            return 0.0, None
-        if entry.deadline == math.inf or not self._backoffs.ready(place, now):
+        space, key = place
+        entry = space.data.get(key)
+        if entry is None or not entry.used or not now < entry.deadline < math.inf:
             return 0.0, None
         life = entry.deadline - entry.born
         ahead = min(life / 2, max(life / 10, 2 * (self.interval + call.seconds)))
         late = now - (entry.deadline - ahead)
-        if late < 0:
+        if late < 0 or place in self._active or not self._backoffs.ready(place, now):
             return 0.0, None
         value = (entry.used + call.reads(now)) * max(call.seconds, 0.001)
         return late, (-_POPULAR, -value, next(self._numbers), call, entry.deadline)

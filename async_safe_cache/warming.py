@@ -58,7 +58,7 @@ _log = logging.getLogger("async_safe_cache")
 Progress = Callable[[int, int], object]
 """Called with how many calls are done, and of how many."""
 
-SLICE: Final = 250
+SLICE: Final = 50
 """Calls that are looked at between two turns of the loop."""
 
 
@@ -304,18 +304,20 @@ class CacheWarmingStrategy:
         popularity = engine.store.popularity
         now = engine.clock()
         best: list[tuple[float, int, PopularCall]] = []
-        for number, call in enumerate(() if popularity is None else popularity.calls()):
-            if number % SLICE == SLICE - 1:
-                await anyio.lowlevel.checkpoint()
-            entry = call.place[0].data.get(call.place[1])
-            held = 0 if entry is None else entry.used
-            if only_absent and engine.peek(*call.place, now) is not None:
-                continue
-            item = call.reads(now) + held, -number, call
-            if len(best) < limit:
-                heapq.heappush(best, item)
-            elif best:
-                heapq.heappushpop(best, item)
+        number = 0
+        for part in () if popularity is None else popularity.slices(SLICE):
+            for call in part:
+                entry = call.place[0].data.get(call.place[1])
+                held = 0 if entry is None else entry.used
+                if only_absent and engine.peek(*call.place, now) is not None:
+                    continue
+                number += 1
+                item = call.reads(now) + held, -number, call
+                if len(best) < limit:
+                    heapq.heappush(best, item)
+                elif best:
+                    heapq.heappushpop(best, item)
+            await anyio.lowlevel.checkpoint()
         best.sort(key=lambda item: item[:2], reverse=True)
         return [(call, reads) for reads, _, call in best]
 
