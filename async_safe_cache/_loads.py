@@ -144,9 +144,11 @@ class Loads:
                 self._start_task(flight, loop, behind=True)
                 return _copied(cast("Entry", stale).value, options)
             at = hard if stale is None else min(soft, hard)
-            if at < math.inf:
-                alarm = loop.call_at(at, _ring, waiter, context=Context())
+            if refresh and heat is None and step is _JOIN:
+                flight.heat = None  # somebody wants it, whatever is read more
             try:
+                if at < math.inf:
+                    alarm = loop.call_at(at, _ring, waiter, context=Context())
                 if step is _LEAD:
                     flight.load = kind, call, arguments, options
                     flight.heat = heat
