@@ -242,7 +242,7 @@ def _read_header(path: str, application: str, line: bytes) -> tuple[int, int, ob
     # Byte by byte: nothing in the line is without meaning.
     if line != _header(application, count, size, digest):
         raise HotSetError(path, "altered")
-    if type(count) is not int or type(size) is not int or min(count, size) < 0:
+    if type(count) is not int or type(size) is not int or size < 0:
         raise HotSetError(path, "altered")
     if count > MAX_CALLS or size > MAX_FILE:
         raise HotSetError(path, "too large")
