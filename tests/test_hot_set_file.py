@@ -490,6 +490,28 @@ def test_calls_are_written_by_reads_times_seconds_then_by_name(tmp_path: Path) -
     assert back == sorted(calls, key=lambda call: (-call.reads * call.seconds, call.function))
 
 
+def test_many_calls_are_sorted_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sort of all would stop every event loop of the process; the order is the same."""
+    rng = random.Random(7)
+    names = ("a", "b")
+    calls = [hot(n, function=rng.choice(names), reads=float(rng.randrange(9))) for n in range(5000)]
+    sizes: list[int] = []
+
+    def spy(given: Any, key: Any) -> list[Any]:
+        made = sorted(given, key=key)
+        sizes.append(len(made))
+        return made
+
+    monkeypatch.setattr(_hot_set, "sorted", spy, raising=False)
+    write_hot_set(tmp_path / "set", "shop", calls)
+    assert read_hot_set(tmp_path / "set", "shop") == sorted(
+        calls, key=lambda call: (-call.reads, call.function)
+    )
+    assert (sum(sizes), max(sizes)) == (5000, 1000)
+
+
 @pytest.mark.parametrize("strange", [math.nan, math.inf, -1.0, 10**400])
 def test_what_a_strange_clock_measured_counts_as_nothing(tmp_path: Path, strange: float) -> None:
     """The call is kept, as the least valuable one."""
