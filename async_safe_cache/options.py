@@ -387,6 +387,11 @@ class CacheOptions:
         """Seconds past its ttl for which a value is kept."""
         return 0.0 if self.ttl is None else max(self.stale_while_revalidate, self.stale_if_error)
 
+    @property
+    def ahead(self) -> bool:
+        """Whether a read may begin the next load before the ttl is over."""
+        return self.refresh_ahead is not None and self.ttl is not None
+
     def is_answer(self, error: BaseException) -> bool:
         """Tell whether *error* is named in `negative`: a result, for which no stale one stands."""
         return bool(self.negative) and any(kind in self.negative for kind in type(error).__mro__)
