@@ -126,10 +126,12 @@ class Popularity:
         """Return the call at *place*, if it is in. One step under the GIL."""
         return self._calls.get(place)
 
-    def reads(self, place: Place) -> float:
-        """Return the reads of a call, but for those counted at its entry; 0 if it is not in."""
+    def worth(self, place: Place, now: float) -> float:
+        """Return the reads of a call: those in the table, if it is in, and those at its entry."""
         call = self._calls.get(place)
-        return 0.0 if call is None else call.reads(self.now)
+        entry = place[0].data.get(place[1])
+        held = getattr(entry.facts, "reads", 0) if entry is not None else 0
+        return held if call is None else call.reads(now) + held
 
     def forget(self, place: Place) -> None:
         """Take a call out."""
@@ -138,7 +140,7 @@ class Popularity:
     def _make_room(self) -> None:
         now = self.now
         oldest = list(islice(self._calls.values(), SAMPLE))
-        least = min(oldest, key=lambda call: _worth(call, now))
+        least = min(oldest, key=lambda call: self.worth(call.place, now))
         del self._calls[least.place]
         for call in oldest:
             if call is not least:
@@ -165,11 +167,3 @@ class Popularity:
         for place, call in self._calls.items():
             if call.place != place:
                 raise AssertionError("broken invariant of the popularity: a call misplaced")
-
-
-def _worth(call: PopularCall, now: float) -> float:
-    """Return the reads of *call*, those counted at its entry included."""
-    space, key = call.place
-    entry = space.data.get(key)
-    held = getattr(entry.facts, "reads", 0) if entry is not None else 0
-    return call.reads(now) + held

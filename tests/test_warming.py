@@ -227,7 +227,7 @@ CASES: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     ("unknown name", lambda w: w.f([{"day": 1}]), TypeError, "f cannot be bound: missing"),
     ("wrong name", lambda w: w.f([{"no": 1}]), TypeError, "unexpected keyword argument 'no'"),
     ("no str as name", lambda w: w.f([{1: 1}]), TypeError, "f cannot be bound: its arguments"),
-    ("no key", lambda w: w.f([(object(),)]), UnsupportedKeyError, "'symbol'.*object"),
+    ("no key", lambda w: w.f([(object(),)]), UnsupportedKeyError, "symbol of type object cannot"),
     ("a str", lambda w: w.f(["A"]), TypeError, r"tuple of arguments, as in \[\('AAPL',\).*not str"),
     ("a list", lambda w: w.f([["A"]]), TypeError, "mapping of keyword arguments, not list"),
     ("one str", lambda w: w.f("AB"), TypeError, "tuple of arguments"),
@@ -316,7 +316,7 @@ def test_what_cannot_be_kept_warm_is_refused_where_it_is_registered(
     with pytest.raises(error, match=message):
         attempt(there)
     assert there.warming._targets == {}
-    assert there.warming._scheduled == []
+    assert there.warming._scheduled == {}
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_what_the_time_does_not_suffice_for_is_skipped(clock: VirtualClock, orig
         assert not await cache.wait_warm(timeout=0)
         assert await cache.wait_warm(min_ratio=0.4, timeout=0)
         report = await warming.warm(timeout=0)
-        assert set(conclusions(report).values()) == {"time"}
+        assert set(conclusions(report).values()) == {"fresh", "time"}
         found = conclusions(await warming.warm())
         assert [found[cache_key(cache, key)] for key in range(10)] == ["fresh"] * 4 + ["loaded"] * 6
         for wrong in (-1, float("nan"), float("inf")):
@@ -439,7 +439,7 @@ def test_the_progress_is_told_after_each_call(
 
     with caplog.at_level(logging.WARNING, "async_safe_cache"):
         run_virtual(main(), clock)
-    assert caplog.messages == ["progress failed with KeyError; nothing more is told"]
+    assert caplog.messages == ["progress failed with KeyError: it is told no more"]
 
 
 def test_a_bar_is_drawn_where_rich_is_installed(
@@ -664,8 +664,9 @@ def test_a_full_cache_is_no_obstacle_to_a_value_in_place_of_its_own(
         await cache.set("other", 1)
         warming.register(price, [("A",)])
         clock.advance(5)
+        await cache.set("other", 2)
         assert set(conclusions(await warming.warm()).values()) == {"loaded"}
-        assert await cache.get("other") == 1
+        assert await cache.get("other") == 2
 
     run_virtual(main(), clock)
 
@@ -937,7 +938,9 @@ def test_a_list_that_its_caller_uses_again_is_not_what_is_warmed(
 
         @race_safe_cached(cache, ttl=10)
         async def total(numbers: list[int], more: Any = ()) -> str:
-            return await origin.load((*numbers, *more))
+            found = str((*numbers, *more))
+            numbers.clear()  # its own, whatever it does
+            return await origin.load(found)
 
         warming = CacheWarmingStrategy(cache)
         numbers, more = [1, 2], {"a": [1], "b": {2}}
@@ -948,8 +951,12 @@ def test_a_list_that_its_caller_uses_again_is_not_what_is_warmed(
         clock.advance(10)
         assert len((await warming.warm()).loaded) == 1
         assert len((await warming.warm_popular()).loaded) == 1
-        assert origin.asked[1:] == [(1, 2, {"a": [1], "b": {2}}), (1, 2)]
+        assert origin.asked == ["(1, 2)", "(1, 2, {'a': [1], 'b': {2}})", "(1, 2)"]
+        clock.advance(10)
+        assert len((await warming.warm()).loaded) == 1
+        assert len((await warming.warm_popular()).loaded) == 1
+        assert origin.asked[3:] == origin.asked[1:3]
         assert await total([1, 2]) == "value of (1, 2)"
-        assert await total([1, 2, 3]) == "value of (1, 2, 3)"
+        assert await total([3]) == "value of (3,)"
 
     run_virtual(main(), clock)
