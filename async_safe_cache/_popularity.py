@@ -39,7 +39,7 @@ class PopularCall:
         function: What is known of the function; dead when that is gone.
         owner: The instance of a method; dead when that is gone.
         values: The arguments, without the instance.
-        seconds: How long its last load took.
+        seconds: How long the load of the last entry that left took.
     """
 
     __slots__ = ("_at", "_reads", "function", "owner", "place", "seconds", "values")
@@ -129,9 +129,12 @@ class Popularity:
     def worth(self, place: Place, now: float) -> float:
         """Return the reads of a call: those in the table, if it is in, and those at its entry."""
         call = self._calls.get(place)
-        entry = place[0].data.get(place[1])
-        held = getattr(entry.facts, "reads", 0) if entry is not None else 0
+        held = _at_entry(place, "reads")
         return held if call is None else call.reads(now) + held
+
+    def seconds(self, call: PopularCall) -> float:
+        """Return how long the last load of *call* took; 0 if that is not known."""
+        return _at_entry(call.place, "seconds") or call.seconds
 
     def forget(self, place: Place) -> None:
         """Take a call out."""
@@ -167,3 +170,9 @@ class Popularity:
         for place, call in self._calls.items():
             if call.place != place:
                 raise AssertionError("broken invariant of the popularity: a call misplaced")
+
+
+def _at_entry(place: Place, fact: str) -> float:
+    """Return a number that the facts of the entry at *place* hold; 0 if there is none."""
+    entry = place[0].data.get(place[1])
+    return 0.0 if entry is None else getattr(entry.facts, fact, 0.0)

@@ -21,7 +21,7 @@ import heapq
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from itertools import chain, count
 from typing import Final, final
@@ -227,7 +227,8 @@ class Refresher:
         if popularity is not None:
             popularity.now = max(popularity.now, now)  # hits alone do not tell it
             calls = popularity.calls()
-        for number, each in enumerate(chain(scheduled, calls)):
+        both: Iterable[Scheduled | PopularCall] = chain(scheduled, calls)
+        for number, each in enumerate(both):
             if number % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
             if isinstance(each, Scheduled):

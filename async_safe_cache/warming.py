@@ -313,14 +313,14 @@ class CacheWarmingStrategy:
             return engine.peek(*call.place, now) is None
 
         found = await self._popular(math.inf if most is None else most, absent)
-        found.sort(key=lambda item: -item[1] * max(item[0].seconds, QUICK))
-        targets = [Target.of_popular(call, self._stagger) for call, _ in found]
+        found.sort(key=lambda item: -item[1] * max(item[2], QUICK))
+        targets = [Target.of_popular(call, self._stagger) for call, _, _ in found]
         return await self._load([each for each in targets if each is not None], timeout, progress)
 
     async def _popular(
         self, limit: float, wanted: Callable[[PopularCall], bool]
-    ) -> list[tuple[PopularCall, float]]:
-        """Return the most read of the *wanted* calls with their reads. In slices."""
+    ) -> list[tuple[PopularCall, float, float]]:
+        """Return the most read of the *wanted* calls, with reads and load time. In slices."""
         popularity = self.cache._engine.store.popularity
         now = self.cache._engine.clock()
         best: list[tuple[float, int, PopularCall]] = []
@@ -335,7 +335,9 @@ class CacheWarmingStrategy:
             elif best:
                 heapq.heappushpop(best, item)
         best.sort(key=lambda item: item[:2], reverse=True)
-        return [(call, reads) for reads, _, call in best]
+        if popularity is None:
+            return []
+        return [(call, reads, popularity.seconds(call)) for reads, _, call in best]
 
     async def _load(
         self,
@@ -526,15 +528,12 @@ class CacheWarmingStrategy:
 
         most = check_bound("limit", limit)
         calls: list[HotCall] = []
-        now = self.cache._engine.clock()
-        for call, reads in await self._popular(
+        for call, reads, seconds in await self._popular(
             math.inf if most is None else most, lambda call: call.owner is None
         ):
             function = call.function()
             if function is not None:
-                entry = self.cache._engine.peek(*call.place, now)
-                seconds = getattr(entry.facts, "seconds", 0.0) if entry is not None else 0.0
-                calls.append(HotCall(function.name, call.values, reads, seconds or call.seconds))
+                calls.append(HotCall(function.name, call.values, reads, seconds))
         write = functools.partial(write_hot_set, path, self.cache.name, calls)
         written, _ = await anyio.to_thread.run_sync(write)
         return written

@@ -960,3 +960,406 @@ def test_a_list_that_its_caller_uses_again_is_not_what_is_warmed(
         assert await total([3]) == "value of (3,)"
 
     run_virtual(main(), clock)
+
+
+# -- what is popular
+
+
+def reads_of(cache: AsyncSafeCache) -> dict[Any, float]:
+    """Return the reads of each known call by its key, at this moment."""
+    popularity = cache._engine.store.popularity
+    assert popularity is not None
+    now = cache._engine.clock()
+    return {call.place[1]: popularity.worth(call.place, now) for call in popularity}
+
+
+def test_the_popular_are_loaded_by_reads_times_load_time(
+    clock: VirtualClock, origin: Origin
+) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        warming = CacheWarmingStrategy(cache, concurrency=1)
+        seconds = {"often": 1.0, "slow": 40.0, "both": 14.0, "rare": 1.0, "never again": 0.5}
+
+        @race_safe_cached(cache, ttl=300, jitter=0)
+        async def price(symbol: str) -> str:
+            return await origin.load(symbol, seconds[symbol])
+
+        for symbol, reads in (("often", 30), ("slow", 4), ("both", 10), ("rare", 2)):
+            for _ in range(reads):
+                await price(symbol)
+        await price("never again")
+        assert conclusions(await warming.warm_popular()) == {}, "all of them are fresh"
+        clock.advance(300)
+        origin.asked.clear()
+        report = await warming.warm_popular(limit=4)
+        assert origin.asked == ["slow", "both", "often", "rare"]
+        assert report.loaded == tuple(cache.key_for(price, each) for each in origin.asked)
+        await cache.clear()
+        assert conclusions(await warming.warm_popular(0)) == {}
+        found = conclusions(await warming.warm_popular(limit=10, timeout=1.2, progress=None))
+        assert sorted(found.values()) == ["time"] * 5
+        for wrong, error in ((-1, ValueError), (2.5, TypeError)):
+            with pytest.raises(error, match="limit"):
+                await warming.warm_popular(wrong)  # type: ignore[arg-type]
+
+    run_virtual(main(), clock)
+
+
+@pytest.mark.parametrize("policy", ["lru", "s3fifo"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ttl": 60},
+        {"ttl": 60, "refresh_ahead": 0.9},
+        {"ttl": 60, "stale_while_revalidate": 60},
+        {"tags": "t"},
+        {"copy": "deep"},
+        {"vary_on": tenant},
+        {"key": lambda symbol, day: (symbol, day)},
+        {"depends_on": "source"},
+    ],
+    ids=lambda options: "-".join(options) or "plain",
+)
+def test_each_read_is_counted_once(
+    clock: VirtualClock, policy: Any, options: dict[str, Any]
+) -> None:
+    """Whatever template its wrapper was compiled from, before or after the strategy was made."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock, policy=policy)
+
+        def price(symbol: str, day: int) -> str:
+            return f"{symbol} {day}"
+
+        async def price_async(symbol: str, day: int) -> str:
+            return f"{symbol} {day}"
+
+        synchronous = race_safe_cached(cache, "def", **only_sync(options))(price)
+        before = race_safe_cached(cache, "before", **options)(price_async)
+        source = before.cache_source  # type: ignore[attr-defined]
+        CacheWarmingStrategy(cache)
+        assert before.cache_source != source or "key" in options  # type: ignore[attr-defined]
+        after = race_safe_cached(cache, "after", **options)(price_async)
+        for _ in range(6):
+            for symbol, reads in (("A", 1), ("B", 3)):
+                for _ in range(reads):
+                    assert await before(symbol, 1) == f"{symbol} 1"
+                    assert await after(symbol, 1) == f"{symbol} 1"
+                    assert synchronous(symbol, day=1) == f"{symbol} 1"
+        popularity = cache._engine.store.popularity
+        assert popularity is not None
+        found = sorted(
+            (call.place[0].name, popularity.worth(call.place, clock())) for call in popularity
+        )
+        assert found == [
+            ("after", 6), ("after", 18), ("before", 6), ("before", 18), ("def", 6), ("def", 18),
+        ]  # fmt: skip
+        stats = cache.stats()
+        assert (stats.hits, stats.misses) == (66, 6)
+        await cache.clear()
+        assert sum(reads_of(cache).values()) <= 72
+
+    def only_sync(options: dict[str, Any]) -> dict[str, Any]:
+        return {
+            k: v for k, v in options.items() if k not in {"refresh_ahead", "stale_while_revalidate"}
+        }
+
+    run_virtual(main(), clock)
+
+
+def test_each_read_of_a_method_and_of_a_generic_function_is_counted_once(
+    clock: VirtualClock,
+) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+
+        class Shop:
+            @race_safe_cached(cache)
+            async def price(self, symbol: str) -> str:
+                return symbol
+
+        shop, other = Shop(), Shop()
+        await shop.price("A")
+
+        @race_safe_cached(cache)
+        async def several(*symbols: str, **options: int) -> str:
+            return f"{symbols} {options}"
+
+        await several("A", day=1)
+        CacheWarmingStrategy(cache)
+        for _ in range(5):
+            assert await shop.price("A") == "A"
+            assert await other.price("A") == "A"
+            assert await several("A", day=1) == "('A',) {'day': 1}"
+            assert await several("B") == "('B',) {}"
+        popularity = cache._engine.store.popularity
+        assert popularity is not None
+        reads = [popularity.worth(call.place, clock()) for call in popularity]
+        assert reads == [5, 5, 5, 5]
+        assert cache.stats().hits == 18
+
+    run_virtual(main(), clock)
+
+
+def test_reads_are_counted_exactly_however_a_value_leaves(clock: VirtualClock) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock, max_entries=2)
+        CacheWarmingStrategy(cache)
+
+        @race_safe_cached(cache, ttl=10)
+        async def price(symbol: str) -> str:
+            return symbol
+
+        async def read(times: int) -> None:
+            for _ in range(times):
+                await price("A")
+
+        await read(3)
+        await cache.delete(cache.key_for(price, "A"))
+        await read(3)
+        await cache.set(cache.key_for(price, "A"), "B")
+        await read(3)
+        await cache.refresh(price, "A")
+        await read(3)
+        await cache.expire(cache.key_for(price, "A"))
+        await read(3)
+        for key in range(2):  # evict it
+            await cache.set(key, key)
+        await read(3)
+        await cache.clear()
+        await read(3)
+        price.cache_clear()  # type: ignore[attr-defined]
+        await read(3)
+        assert reads_of(cache) == {"A": 24}
+
+    run_virtual(main(), clock)
+
+
+def test_callers_who_share_a_load_are_each_a_read(clock: VirtualClock, origin: Origin) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        CacheWarmingStrategy(cache)
+
+        @race_safe_cached(cache)
+        async def price(symbol: str) -> str:
+            return await origin.load(symbol)
+
+        await asyncio.gather(*(price("A") for _ in range(7)))
+        assert reads_of(cache) == {"A": pytest.approx(7, rel=0.01)}
+
+    run_virtual(main(), clock)
+
+
+def test_what_is_no_read_is_not_counted(clock: VirtualClock, origin: Origin) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        warming = CacheWarmingStrategy(cache)
+
+        @race_safe_cached(cache, ttl=10)
+        async def price(symbol: str) -> str:
+            return await origin.load(symbol)
+
+        warming.register(price, [("A",)])
+        await warming.warm()
+        await cache.refresh(price, "A")
+        cache.peek(cache.key_for(price, "A"))
+        price.cache_contains("A")  # type: ignore[attr-defined]
+        assert reads_of(cache) == {"A": 0}
+        clock.advance(10)
+        await warming.warm_popular()
+        assert reads_of(cache) == {"A": 0}
+
+    run_virtual(main(), clock)
+
+
+def test_a_read_counts_half_after_its_half_life(clock: VirtualClock, origin: Origin) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        warming = CacheWarmingStrategy(cache, concurrency=1)
+
+        @race_safe_cached(cache, ttl=10)
+        async def price(symbol: str) -> str:
+            return await origin.load(symbol)
+
+        for _ in range(16):
+            await price("past")
+        clock.advance(10)
+        cache._engine.sweep(clock(), 10)
+        clock.advance(2 * HALF_LIFE - 10)
+        for _ in range(5):
+            await price("present")
+        assert reads_of(cache) == {
+            "past": pytest.approx(4, rel=0.02),
+            "present": pytest.approx(5, rel=0.01),
+        }
+        clock.advance(10)
+        report = await warming.warm_popular(1)
+        assert report.loaded == (cache.key_for(price, "present"),)
+
+    run_virtual(main(), clock)
+
+
+def test_the_table_of_calls_is_bounded_and_keeps_the_popular(
+    clock: VirtualClock, origin: Origin
+) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock, max_entries=20)
+        CacheWarmingStrategy(cache, popular=30)
+
+        @race_safe_cached(cache)
+        async def price(symbol: int) -> int:
+            return symbol
+
+        for symbol in range(1_000):
+            await price(symbol)
+            for popular in range(5):
+                await price(popular)
+        found = reads_of(cache)
+        assert len(found) == 30
+        assert set(found) >= set(range(5))
+        CacheWarmingStrategy(cache, popular=10)
+        assert cache._engine.store.popularity.limit == 30  # type: ignore[union-attr]
+
+    run_virtual(main(), clock)
+
+
+def test_a_strategy_that_counts_nothing_changes_no_wrapper(clock: VirtualClock) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+
+        @race_safe_cached(cache)
+        async def price(symbol: str) -> str:
+            return symbol
+
+        source = price.cache_source  # type: ignore[attr-defined]
+        warming = CacheWarmingStrategy(cache, popular=0)
+        assert price.cache_source == source  # type: ignore[attr-defined]
+        await price("A")
+        assert (await warming.warm_popular()).loaded == ()
+        with pytest.raises(ValueError, match="predictive=True needs popular above 0"):
+            await warming.start_background_refresh(predictive=True)
+
+    run_virtual(main(), clock)
+
+
+def test_a_popular_call_that_cannot_be_made_again_is_left_out(
+    clock: VirtualClock, origin: Origin
+) -> None:
+    """An exception of `key=` ended the warming of all others."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        warming = CacheWarmingStrategy(cache)
+        broken = False
+
+        def key(symbol: str) -> str:
+            if broken:
+                raise OSError("broken")
+            return symbol
+
+        class Shop:
+            @race_safe_cached(cache)
+            async def price(self, symbol: str) -> str:
+                return await origin.load(symbol)
+
+        @race_safe_cached(cache, key=key)
+        async def keyed(symbol: str) -> str:
+            return await origin.load(symbol)
+
+        @race_safe_cached(cache)
+        async def closed(symbol: str) -> str:
+            return await origin.load(symbol)
+
+        @race_safe_cached(cache)
+        async def good(symbol: str) -> str:
+            return await origin.load(symbol)
+
+        shop = Shop()
+        for call in (shop.price, keyed, closed, good):
+            await call("A")
+        del shop, call
+        gc.collect()
+        broken = True
+        await closed.cache_close()  # type: ignore[attr-defined]
+        await cache.clear()
+        report = await warming.warm_popular()
+        assert conclusions(report) == {cache.key_for(good, "A"): "loaded"}
+
+    run_virtual(main(), clock)
+
+
+def test_nothing_that_is_counted_holds_an_instance(clock: VirtualClock, origin: Origin) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        warming = CacheWarmingStrategy(cache)
+
+        class Shop:
+            @race_safe_cached(cache)
+            async def price(self, symbol: str) -> str:
+                return await origin.load(symbol)
+
+            @race_safe_cached(cache, key=lambda self, symbol: symbol)
+            async def keyed(self, symbol: str) -> str:
+                return await origin.load(symbol)
+
+        shop = Shop()
+        await shop.price("A")
+        await shop.keyed("A")
+        warming.register(shop.keyed, [("B",)])
+        assert len((await warming.warm()).loaded) == 1
+        await cache.clear()
+        assert len((await warming.warm_popular()).loaded) == 3
+        alive = weakref.ref(shop)
+        del shop
+        gc.collect()
+        assert alive() is None
+        await cache.clear()
+        assert conclusions(await warming.warm_popular()) == {}
+        assert list(conclusions(await warming.warm()).values()) == ["gone"]
+
+    run_virtual(main(), clock)
+
+
+def test_an_instance_that_cannot_be_held_weakly_is_not_counted_and_not_registered(
+    clock: VirtualClock,
+) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        warming = CacheWarmingStrategy(cache)
+
+        class Shop:
+            __slots__ = ()
+
+            @race_safe_cached(cache, key=lambda self, symbol: symbol)
+            async def price(self, symbol: str) -> str:
+                return symbol
+
+        assert await Shop().price("A") == "A"
+        assert reads_of(cache) == {}
+        with pytest.raises(TypeError, match="weak reference"):
+            warming.register(Shop().price, [("A",)])
+
+    run_virtual(main(), clock)
+
+
+def test_a_strategy_counts_what_was_cached_before_it_was_made(
+    clock: VirtualClock, origin: Origin
+) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+
+        @race_safe_cached(cache, ttl=10)
+        async def price(symbol: str) -> str:
+            return await origin.load(symbol)
+
+        await price("A")
+        warming = CacheWarmingStrategy(cache)
+        for _ in range(4):
+            await price("A")
+        assert reads_of(cache) == {"A": 4}
+        clock.advance(10)
+        assert len((await warming.warm_popular()).loaded) == 1
+
+    run_virtual(main(), clock)
