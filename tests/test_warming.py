@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
-from datetime import time, timedelta
+from datetime import timedelta
 from itertools import pairwise
 from typing import Any
 
