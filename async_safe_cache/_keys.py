@@ -428,7 +428,7 @@ def call_key(values: tuple[object, ...], names: tuple[str, ...]) -> tuple[DataKe
 
 def apart(value: Any) -> Any:
     """Return *value*, an accepted one, with lists, dicts and sets that nobody else can change."""
-    cls: object = type(value)
+    cls: object = type(value)  # pyright: ignore[reportUnknownVariableType]
     if cls is list:
         return list(map(apart, value.copy()))
     if cls is tuple:
