@@ -185,6 +185,8 @@ class Landing:
                 engine.replaced(flight, now, dropped, doomed)
             facts = None if flight.marks is None else self._facts(flight, now)
             stored = store.put(space, key, kind, value, weight, ttl, now, dropped, facts)
+            if space.counted and store.popularity is not None:
+                store.popularity.took((space, key), max(0.0, now - flight.begun))
             if store.links.nodes:
                 engine.trim(now, dropped, doomed)
         if store.events is not None and not flight.timed_out:
@@ -226,7 +228,7 @@ class Landing:
             return
         facts.failures = facts.failures + 1 if failed else 0
         facts.retry = now + delay(options.error_backoff, max(1, facts.failures))
-        facts.soon = min(entry.deadline, facts.retry)
+        self.store.look_again(entry, facts.retry)
 
     def _note(
         self,

@@ -144,9 +144,11 @@ class Loads:
                 self._start_task(flight, loop, behind=True)
                 return _copied(cast("Entry", stale).value, options)
             at = hard if stale is None else min(soft, hard)
-            if at < math.inf:
-                alarm = loop.call_at(at, _ring, waiter, context=Context())
+            if refresh and heat is None and step is _JOIN:
+                flight.heat = None  # somebody wants it, whatever is read more
             try:
+                if at < math.inf:
+                    alarm = loop.call_at(at, _ring, waiter, context=Context())
                 if step is _LEAD:
                     flight.load = kind, call, arguments, options
                     flight.heat = heat
@@ -393,8 +395,8 @@ class Loads:
             return entry
         if type(entry.value) is Failure:
             return entry
-        facts = self.store.facts_of(entry)
-        facts.soon = min(entry.deadline, now + AGAIN)  # hits have nothing to do meanwhile
+        self.store.facts_of(entry)  # where a failure is remembered
+        self.store.look_again(entry, now + AGAIN)  # hits have nothing to do meanwhile
         if self._running(entry, loop, now) is not None:
             return entry
         return self._open_behind(entry, options, loop, now, marks, told)
@@ -457,7 +459,8 @@ class Loads:
 
     def _count_hit(self, entry: Entry, now: float) -> None:
         """Locked. Count a hit that did not come by the fast lookup."""
-        self.store.facts_of(entry).reads += 1
+        if self.store.policy == "lru":  # else the order has counted it
+            entry.used += 1
         if self.store.popularity is not None:
             self.store.popularity.see((entry.space, entry.key), True, now)
 
@@ -820,9 +823,11 @@ def _is_soon(entry: Entry, options: CacheOptions, now: float) -> bool:
     known = facts if isinstance(facts, Facts) else None
     if entry.deadline == math.inf or (known is not None and now < known.retry):
         return False
-    if known is not None and entry.space.ahead is not None and now < known.soon:
+    if entry.space.ahead is not None and now < entry.since:
         return False  # as the fast lookup says, where there is one
     if options.refresh_ahead == AUTO:
         seconds = 0.0 if known is None else known.seconds
         return now - seconds * math.log(1.0 - random.random()) >= entry.deadline  # noqa: S311
+    if entry.space.ahead is not None:
+        return True
     return now >= entry.deadline - entry.since * (1 - (options.refresh_ahead or 0.0))

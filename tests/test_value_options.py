@@ -175,9 +175,8 @@ def test_a_hit_that_cannot_be_copied_is_one_hit(clock: VirtualClock, counted: bo
         stats = cache.stats()
         assert (stats.hits, stats.misses, stats.loads, stats.load_errors) == (2, 1, 1, 0)
         if counted:
-            (entry,) = cache._engine.store.described()
-            facts: Any = entry.facts
-            assert facts.reads == 2
+            (entry,) = cache._engine.store.order.newest()
+            assert entry.used == 2
 
     run_virtual(main(), clock)
 
