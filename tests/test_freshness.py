@@ -733,25 +733,29 @@ def test_who_would_wait_in_vain_takes_the_stale_value_at_once(clock: VirtualCloc
     run_virtual(main(), clock)
 
 
+@pytest.mark.parametrize("kept", [10, 100])
 def test_a_stale_value_that_grows_too_old_while_its_caller_waits_is_not_taken(
-    clock: VirtualClock,
+    clock: VirtualClock, kept: float
 ) -> None:
-    """Its window ends at 10 s; the caller's patience, too late, at 12."""
+    """The caller's window ends at 10 s; its patience, too late, at 12."""
 
     async def main() -> None:
-        cache = AsyncSafeCache(clock=clock)
+        cache = AsyncSafeCache(clock=clock, default_ttl=10, stale_if_error=kept)
         load = Loader("old", "new", seconds=0)
-        options: dict[str, Any] = {"ttl": 10, "stale_if_error": 10, "soft_timeout": 4}
-        await cache.get_or_load("key", load, **options)
+        options: dict[str, Any] = {"stale_if_error": 10, "soft_timeout": 4}
+        await cache.get_or_load("key", load)
         clock.advance(18)
         begun, load.seconds = clock.now, 6
         assert (await cache.get_or_load("key", load, **options), clock.now) == ("new", begun + 6)
+        load.seconds = 0
+        await cache.expire("key")
+        await cache.get_or_load("key", load)
         clock.advance(18)
         load.results, load.seconds = (*load.results, Down()), 6
         with pytest.raises(Down):
             await cache.get_or_load("key", load, **options)
-        assert (load.calls, cache.stats().stale_served) == (3, 0)
-        assert cache.stats().calls == 3
+        assert (load.calls, cache.stats().stale_served) == (4, 0)
+        assert cache.stats().calls == 4
 
     run_virtual(main(), clock)
 
@@ -829,12 +833,15 @@ def test_without_a_value_or_a_backoff_each_call_tries(clock: VirtualClock) -> No
 def test_within_the_backoff_a_reader_that_wants_no_stale_value_tries(clock: VirtualClock) -> None:
     async def main() -> None:
         cache = AsyncSafeCache(clock=clock)
-        load = Loader("old", Down(), "new")
         options: dict[str, Any] = {"ttl": 10, "stale_if_error": 100, "error_backoff": 60}
-        await cache.get_or_load("key", load, **options)
-        clock.advance(10)
-        assert await cache.get_or_load("key", load, **options) == "old"
-        assert await cache.get_or_load("key", load, ttl=10) == "new"
+        for wanted in ({}, {"stale_if_error": 5}, {"stale_while_revalidate": 5}):
+            load = Loader("old", Down(), "new")
+            await cache.get_or_load("key", load, **options)
+            clock.advance(15)
+            assert await cache.get_or_load("key", load, **options) == "old"
+            assert await cache.get_or_load("key", load, **options) == "old"
+            assert await cache.get_or_load("key", load, ttl=10, **wanted) == "new"
+            await cache.delete("key")
 
     run_virtual(main(), clock)
 
