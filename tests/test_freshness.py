@@ -5,6 +5,7 @@ import itertools
 import random
 import threading
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -1107,3 +1108,24 @@ def test_what_needs_a_task_is_refused_for_a_def_and_no_default_of_a_cache_is(
     assert f(1) == 1
     clock.advance(0.5)
     assert f(1) == 2, "it waits for its load, as if the option were not there"
+
+
+# -- the page
+
+
+def in_words(outcome: Outcome) -> str:
+    """Return a cell as docs/freshness.md says it."""
+    answer = "its error" if outcome.answer == "Down" else outcome.answer
+    when = f"after {outcome.waited:g} s" if outcome.waited else "at once"
+    changed = outcome.left == "new" and outcome.answer == "old"
+    return f"{answer} {when}{', then new' if changed else ''}"
+
+
+def test_the_page_says_what_each_caller_gets() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "freshness.md").read_text(encoding="utf-8")
+    section = page.partition("## What each caller gets")[2].partition("\n- **")[0]
+    for name, value in OPTIONS.items():
+        assert f"{name}={value:g}" in section
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"]
+    told = {row[0].replace("`", ""): tuple(row[1:]) for row in rows[2:]}
+    assert told == {state: tuple(map(in_words, row)) for state, row in TABLE.items()}
