@@ -286,3 +286,53 @@ def test_within_the_backoff_a_reader_that_wants_no_stale_value_tries(clock: Virt
             await cache.delete("key")
 
     run_virtual(main(), clock)
+
+
+def test_the_fraction_is_that_of_the_ttl_as_chance_has_shortened_it(
+    clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the windows begin at its end."""
+    monkeypatch.setattr(random, "random", lambda: 0.5)
+
+    async def main() -> None:
+        for how in ("get_or_load", "decorated"):
+            cache = AsyncSafeCache(clock=clock)
+            load = Loader("old", "new")
+            options = {"ttl": 100, "jitter": 0.4, "refresh_ahead": 0.5, "stale_if_error": 10}
+            call, key = calling(cache, load, how, **options)
+            await call()
+            assert (await cache.lookup(key)).ttl_left == 80
+            clock.advance(39)
+            await call()
+            await settle()
+            assert load.calls == 1
+            clock.advance(1)
+            assert await call() == "old"
+            await settle()
+            assert load.calls == 2
+            clock.advance(80)
+            assert (await cache.lookup(key)).stale
+            clock.advance(10)
+            assert not (await cache.lookup(key)).stale
+
+    run_virtual(main(), clock)
+
+
+def test_what_was_set_took_no_time_and_is_not_refreshed_by_chance(clock: VirtualClock) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock, default_ttl=10, refresh_ahead="auto")
+        load = Loader(seconds=5)
+
+        @race_safe_cached(cache)
+        async def f(x: int) -> Any:
+            return await load()
+
+        for key in ("key", cache.key_for(f, 1)):
+            await cache.set(key, "set")
+        for _ in range(99):
+            clock.advance(0.1)
+            assert await cache.get_or_load("key", load) == await f(1) == "set"
+            await settle(2)
+        assert load.calls == 0
+
+    run_virtual(main(), clock)

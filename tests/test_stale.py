@@ -575,3 +575,50 @@ def test_a_clear_of_everything_leaves_nothing_stale(clock: VirtualClock) -> None
         assert len(cache) == 0
 
     run_virtual(main(), clock)
+
+
+# -- whatever stored it
+
+
+@pytest.mark.parametrize(
+    "how", ["set", "set_many", "transaction", "update", "many", "extra", "loaded", "function"]
+)
+def test_a_value_is_kept_as_the_cache_says_whatever_stored_it(
+    clock: VirtualClock, how: str
+) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock, default_ttl=10, stale_if_error=20)
+        key: Any = "key"
+        if how == "set":
+            await cache.set(key, "old")
+        elif how == "set_many":
+            await cache.set_many({key: "old"})
+        elif how == "transaction":
+            async with cache.transaction() as tx:
+                tx.set(key, "old")
+        elif how == "update":
+            await cache.set(key, "older")
+            await cache.update(key, lambda value: "old")
+        elif how == "many":
+            await cache.get_or_load_many([key], lambda keys: dict.fromkeys(keys, "old"))
+        elif how == "extra":
+            await cache.get_or_load_many(
+                ["other"], lambda keys: {"other": 1, key: "old"}, store_extras=True
+            )
+        elif how == "loaded":
+            await cache.get_or_load(key, lambda: "old")
+        else:
+
+            @race_safe_cached(cache)
+            async def f(x: int) -> str:
+                return "old"
+
+            await f(1)
+            key = cache.key_for(f, 1)
+        clock.advance(29)
+        assert await seen(cache, key) == "old"
+        assert await cache.get_or_load(key, Loader(Down())) == "old"
+        clock.advance(1)
+        assert await seen(cache, key) is MissReason.EXPIRED
+
+    run_virtual(main(), clock)
