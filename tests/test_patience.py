@@ -1,12 +1,15 @@
 """How long callers wait and loads run: soft_timeout, hard_timeout, load_timeout."""
 
 import asyncio
+import gc
 import itertools
+import weakref
 from typing import Any
 
 import pytest
 
 from async_safe_cache import AsyncSafeCache, LoadTimeoutError
+from async_safe_cache._flights import Flight
 
 from .fickle import Down, timed_out
 from .virtual import Loader, VirtualClock, begin_tasks_later, run_virtual, settle
@@ -337,5 +340,60 @@ def test_a_load_that_ends_in_time_leaves_no_alarm(clock: VirtualClock) -> None:
             assert await cache.get_or_load((seconds, later), load, **options) == "value"
             await settle()
             assert [each for each in loop._scheduled if not each.cancelled()] == []
+
+    run_virtual(main(), clock)
+
+
+# -- what is left
+
+
+class Local:
+    """Something that a frame holds, and that can be watched."""
+
+
+@pytest.mark.parametrize("option", ["soft_timeout", "hard_timeout", "load_timeout"])
+@pytest.mark.parametrize("stale", [False, True], ids=["", "stale"])
+def test_a_timeout_leaves_nothing_for_the_collector(
+    clock: VirtualClock, option: str, stale: bool
+) -> None:
+    """The frames of caller and loader, the flight, its timers: all go when they are over."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock, default_ttl=10)
+        locals_of: list[weakref.ref[Local]] = []
+
+        def local() -> Local:
+            made = Local()
+            locals_of.append(weakref.ref(made))
+            return made
+
+        async def load() -> Any:
+            inside = local()
+            if stale and len(locals_of) == 1:
+                return "old"
+            await asyncio.sleep(5)
+            return inside and "new"
+
+        async def caller() -> None:
+            own = local()
+            options: dict[str, Any] = {"stale_if_error": 100, option: 1}
+            try:
+                await cache.get_or_load("key", load, **options)
+            except LoadTimeoutError:
+                pass
+            assert own
+
+        if stale:
+            await cache.get_or_load("key", load, stale_if_error=100)
+            clock.advance(11)
+        gc.collect()
+        gc.disable()
+        try:
+            await caller()
+            await asyncio.sleep(6)
+            assert [each() for each in locals_of] == [None] * (3 if stale else 2)
+            assert [each for each in gc.get_objects() if type(each) is Flight] == []
+        finally:
+            gc.enable()
 
     run_virtual(main(), clock)
