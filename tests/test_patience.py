@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from async_safe_cache import AsyncSafeCache, LoadTimeoutError
+from async_safe_cache import AsyncSafeCache, LoadContext, LoadTimeoutError
 from async_safe_cache._flights import Flight
 
 from .fickle import Down, timed_out
@@ -340,6 +340,102 @@ def test_a_load_that_ends_in_time_leaves_no_alarm(clock: VirtualClock) -> None:
             assert await cache.get_or_load((seconds, later), load, **options) == "value"
             await settle()
             assert [each for each in loop._scheduled if not each.cancelled()] == []
+
+    run_virtual(main(), clock)
+
+
+def test_a_load_that_is_being_cancelled_is_not_timed_out_as_well(clock: VirtualClock) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+
+        async def load() -> None:
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                await asyncio.sleep(5)
+
+        options: dict[str, Any] = {"hard_timeout": 1, "load_timeout": 2}
+        await timed_out(cache.get_or_load("key", load, **options), "hard_timeout")
+        await asyncio.sleep(10)
+        stats = cache.stats()
+        assert (stats.loads, stats.load_errors, stats.load_timeouts) == (0, 0, 0)
+
+    run_virtual(main(), clock)
+
+
+@pytest.mark.parametrize("negative", [None, {TimeoutError: 60}])
+def test_a_load_that_was_shut_out_and_takes_too_long_ends_for_those_who_wait(
+    clock: VirtualClock, negative: Any
+) -> None:
+    """It leaves nothing at the key that was written meanwhile, neither a memory nor a back-off."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader("never", "new", seconds=1000)
+        options: dict[str, Any] = {"ttl": 10, "load_timeout": 5, "negative": negative}
+        waiting = asyncio.ensure_future(cache.get_or_load("key", load, **options))
+        await settle()
+        await cache.set("key", "set", ttl=1)
+        await timed_out(waiting, "load_timeout")
+        assert load.cancelled == 1
+        load.seconds = 0
+        assert await cache.get_or_load("key", load, stale_if_error=100, **options) == "new"
+        assert cache.stats().load_timeouts == 1
+
+    run_virtual(main(), clock)
+
+
+@pytest.mark.parametrize("negative", [None, {TimeoutError: 60}])
+def test_a_load_whose_tag_was_invalidated_and_takes_too_long_is_not_remembered(
+    clock: VirtualClock, negative: Any
+) -> None:
+    """The tag became known only later: the load was set apart, not shut out."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+
+        async def load(told: LoadContext) -> str:
+            if told.attempt == 1 and told.deadline is not None:
+                told.add_tags("early")
+                await asyncio.sleep(2)
+                told.add_tags("late")
+                await asyncio.sleep(1000)
+            return "new"
+
+        call = cache.get_or_load("key", load, load_timeout=5, negative=negative)
+        waiting = asyncio.ensure_future(call)
+        await asyncio.sleep(1)
+        await cache.invalidate_tags("late")
+        await timed_out(waiting, "load_timeout")
+        await settle()
+        assert await cache.get_or_load("key", load) == "new"
+
+    run_virtual(main(), clock)
+
+
+def test_a_caller_of_one_key_waits_for_a_load_of_many_no_longer_than_it_may(
+    clock: VirtualClock,
+) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        begun = clock.now
+        await cache.get_or_load("a", lambda: "old", ttl=10, stale_if_error=100)
+        clock.advance(11)
+
+        async def load_many(keys: list[str]) -> dict[str, str]:
+            await asyncio.sleep(10)
+            return dict.fromkeys(keys, "many")
+
+        many = asyncio.ensure_future(cache.get_or_load_many(["a", "b"], load_many))
+        await settle()
+        begun = clock.now
+        one = Loader()
+        stale = cache.get_or_load("a", one, ttl=10, stale_if_error=100, soft_timeout=1)
+        assert (await stale, clock.now) == ("old", begun + 1)
+        call = cache.get_or_load("b", one, hard_timeout=3)
+        assert await timed_out(call, "hard_timeout") == begun + 4
+        assert (await many, clock.now) == ({"a": "many", "b": "many"}, begun + 10)
+        assert one.calls == 0
 
     run_virtual(main(), clock)
 

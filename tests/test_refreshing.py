@@ -336,3 +336,25 @@ def test_what_was_set_took_no_time_and_is_not_refreshed_by_chance(clock: Virtual
         assert load.calls == 0
 
     run_virtual(main(), clock)
+
+
+@HOW
+def test_a_remembered_failure_is_not_refreshed_ahead(clock: VirtualClock, how: str) -> None:
+    """It is an answer, and good for as long as it says."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader(Down())
+        options: dict[str, Any] = {"ttl": 10, "refresh_ahead": 0.5, "negative": {Down: 10}}
+        call = calling(cache, load, how, **options)[0]
+        for _ in range(10):
+            with pytest.raises(Down):
+                await call()
+            await settle(3)
+            clock.advance(1)
+        assert load.calls == 1
+        with pytest.raises(Down):
+            await call()
+        assert load.calls == 2
+
+    run_virtual(main(), clock)
