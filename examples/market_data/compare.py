@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 
 from .measure import Sample, draw, fetch, percentile, steadily
 from .process import child
@@ -22,7 +23,6 @@ DAY = (  # what the phase is called, and the mood of the origin
     ("slow", "slow"),
     ("failing", "failing"),
     ("hanging", "hanging"),
-    ("dripping", "dripping"),
     ("back", "normal"),
 )
 SECONDS = 30.0
@@ -63,9 +63,8 @@ HEADER = (
 
 def progress(text: str) -> None:
     """Tell people who wait what happens now."""
-    terminal = sys.stderr.isatty()
-    print(f"\r\x1b[K{text}" if terminal else text, end="" if terminal else "\n",
-          file=sys.stderr, flush=True)  # fmt: skip
+    line = f"\r\x1b[K{text}" if sys.stderr.isatty() else f"{text}\n" if text else ""
+    print(line, end="", file=sys.stderr, flush=True)
 
 
 async def ready(port: int) -> None:
@@ -86,19 +85,21 @@ async def tell(origin: int, ports: Sequence[int], seconds: float, rate: float) -
     await asyncio.gather(*map(ready, ports))
     each = max(1, round(seconds * rate / len(DAY)))
     paths = iter(draw(each * len(DAY)))
-    rows: list[Row] = []
-    for number, (phase, mood) in enumerate(DAY, start=1):
-        progress(f"[{number}/{len(DAY)}] the origin is {phase} ...")
-        await fetch(origin, f"/mood/{mood}", "POST")
-        _, before = await fetch(origin, "/counts")
-        answers = await steadily(ports, [next(paths) for _ in range(each)], rate)
-        _, after = await fetch(origin, "/counts")
-        rows += [
-            Row(phase, side, samples, after.get(side, 0) - before.get(side, 0))
-            for side, samples in zip(SIDES, answers, strict=True)
-        ]
-    progress("")
-    return rows
+    seen: list[tuple[str, str, list[asyncio.Task[Sample]], int]] = []
+    _, before = await fetch(origin, "/counts")
+    async with asyncio.TaskGroup() as users:
+        for number, (phase, mood) in enumerate(DAY, start=1):
+            progress(f"[{number}/{len(DAY)}] the origin is {phase} ...")
+            await fetch(origin, f"/mood/{mood}", "POST")
+            asked = await steadily(ports, list(islice(paths, each)), rate, users)
+            _, after = await fetch(origin, "/counts")
+            for side, tasks in zip(SIDES, asked, strict=True):
+                seen.append((phase, side, tasks, after.get(side, 0) - before.get(side, 0)))
+            before = after
+    return [
+        Row(phase, side, [task.result() for task in tasks], loads)
+        for phase, side, tasks, loads in seen
+    ]
 
 
 def lines(rows: Sequence[Row]) -> Iterator[str]:
@@ -126,8 +127,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for plain in (["--plain"], [])
             ]
             rows = asyncio.run(tell(origin, ports, options.seconds, options.rate))
+            progress(f"[{len(DAY)}/{len(DAY)}] ending three processes ...")
     except KeyboardInterrupt:
         return 130
+    finally:
+        progress("")
     print(*lines(rows), sep="\n")
     failed = sum(row.errors for row in rows if row.side == "with")
     print(f"{failed} errors for the users of the library, whatever the origin did")

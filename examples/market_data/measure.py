@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from .prices import TIMEFRAMES
+from .prices import POPULAR, TIMEFRAMES
 from .process import HOST
-from .warming import POPULAR
 
 OTHERS = tuple(f"S{letter}" for letter in "ABCDEFGHIJKLMNOPQRST")
 PATIENCE = 3.0  # seconds until a user goes away
@@ -77,14 +76,18 @@ async def ask(port: int, path: str, turn: float) -> Sample:
     return Sample(seconds, time.time() - answer["as_of"] if status == 200 else None)
 
 
-async def steadily(ports: Sequence[int], paths: Sequence[str], rate: float) -> list[list[Sample]]:
-    """Ask every service for *paths*, *rate* of them a second; return the samples of each."""
-    loop = asyncio.get_running_loop()
-    begin, turn = loop.time(), time.monotonic()
+async def steadily(
+    ports: Sequence[int], paths: Sequence[str], rate: float, users: asyncio.TaskGroup
+) -> list[list[asyncio.Task[Sample]]]:
+    """Ask every service for *paths*, *rate* of them a second; return who asked each of them.
+
+    Does not wait for the last answers: whoever comes next does not either.
+    """
+    begin = time.monotonic()
     asked: list[list[asyncio.Task[Sample]]] = [[] for _ in ports]
-    async with asyncio.TaskGroup() as group:
-        for number, path in enumerate(paths):
-            await asyncio.sleep(begin + number / rate - loop.time())
-            for port, tasks in zip(ports, asked, strict=True):
-                tasks.append(group.create_task(ask(port, path, turn + number / rate)))
-    return [[task.result() for task in tasks] for tasks in asked]
+    for number, path in enumerate(paths):
+        turn = begin + number / rate
+        await asyncio.sleep(turn - time.monotonic())
+        for port, tasks in zip(ports, asked, strict=True):
+            tasks.append(users.create_task(ask(port, path, turn)))
+    return asked

@@ -27,7 +27,7 @@ import struct
 import time
 import zlib
 from collections import Counter
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from .process import HOST, stdin_ended
 
@@ -70,8 +70,8 @@ class Origin:
                     writer.write(whole[start : start + 1] if drips else whole)
                     await writer.drain()
                     await asyncio.sleep(DRIP if drips else 0)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the client has gone
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # the client has gone, or the origin ends
         except _Reset:
             # Closed with nothing to linger for, a connection is reset.
             writer.get_extra_info("socket").setsockopt(
@@ -93,7 +93,7 @@ class Origin:
                     return "404 Not Found", {"error": "not listed"}
                 return "200 OK", candles(symbol, timeframe, time.time())
             case ["mood", mood] if mood in MOODS:
-                self._mood = cast("Mood", mood)
+                self._mood = mood
                 return "200 OK", {"mood": mood}
             case ["counts"]:
                 return "200 OK", dict(self._counts)

@@ -15,6 +15,7 @@ from async_safe_cache import AsyncSafeCache, race_safe_cached
 
 Timeframe = Literal["1m", "5m", "15m"]
 TIMEFRAMES: tuple[Timeframe, ...] = get_args(Timeframe)
+POPULAR = ("AAPL", "MSFT", "NVDA", "AMZN", "GOOG", "META", "TSLA", "JPM", "XOM", "BTC")
 
 
 class Candle(NamedTuple):
@@ -112,9 +113,7 @@ class Freshness:
         return replace(self, **ages)
 
 
-def cached_candles(
-    cache: AsyncSafeCache, origin: OriginClient, freshness: Freshness
-) -> GetCandles:
+def cached_candles(cache: AsyncSafeCache, origin: OriginClient, freshness: Freshness) -> GetCandles:
     """Return a `get_candles` that asks the cache, and the origin when it has to."""
 
     @race_safe_cached(

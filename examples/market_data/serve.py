@@ -22,7 +22,9 @@ from .service_plain import plain_app
 async def serve(app: FastAPI) -> None:
     """Serve *app* until standard input ends."""
     with socket.create_server((HOST, 0), backlog=512) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=1)
+        )
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         print(listening.getsockname()[1], flush=True)
         ended = asyncio.create_task(stdin_ended())

@@ -11,7 +11,8 @@ At the end it saves the hot set, which names calls and holds no values.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,11 +42,14 @@ class Service:
         origin: OriginClient,
         freshness: Freshness | None = None,
         hot_set: Path | None = None,
-        **options: Any,
+        *,
+        max_memory_bytes: int = 64 * 1024**2,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         freshness = freshness or Freshness()
-        options = {"max_memory_bytes": 64 * 1024**2, "thresholds": THRESHOLDS} | options
-        self.cache = AsyncSafeCache("market-data", **options)
+        self.cache = AsyncSafeCache(
+            "market-data", max_memory_bytes=max_memory_bytes, thresholds=THRESHOLDS, clock=clock
+        )
         self.get_candles = cached_candles(self.cache, origin, freshness)
         self.warming = MarketDataWarming(self.cache, self.get_candles, every=freshness.every)
         self._origin = origin

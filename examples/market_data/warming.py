@@ -10,9 +10,7 @@ from itertools import product
 
 from async_safe_cache import AsyncSafeCache, CacheWarmingStrategy, WarmingReport
 
-from .prices import TIMEFRAMES, GetCandles
-
-POPULAR = ("AAPL", "MSFT", "NVDA", "AMZN", "GOOG", "META", "TSLA", "JPM", "XOM", "BTC")
+from .prices import POPULAR, TIMEFRAMES, GetCandles
 
 
 class MarketDataWarming(CacheWarmingStrategy):
