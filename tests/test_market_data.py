@@ -27,6 +27,7 @@ from examples.market_data.compare import DAY, Row
 from examples.market_data.measure import Sample, ask, draw, fetch, percentile, steadily
 from examples.market_data.origin import Origin, candles
 from examples.market_data.prices import (
+    OTHERS,
     POPULAR,
     TIMEFRAMES,
     Candles,
@@ -43,7 +44,7 @@ from examples.market_data.warming import MarketDataWarming
 from .virtual import VirtualClock, run_virtual
 
 ROOT = Path(__file__).parents[1]
-CALLS = len(POPULAR) * len(TIMEFRAMES)
+CALLS = len(POPULAR + OTHERS) * len(TIMEFRAMES)
 
 
 # ---- the origin, over sockets
@@ -191,13 +192,13 @@ def test_the_popular_symbols_are_fetched_every_thirty_seconds(
                     assert clock() == asked, "a hit, at once"
                     assert asked - answer.as_of <= 34
             assert (market.cache.stats() - before).misses == 0
-            fetched = set(origin.asked.values())
-            assert len(origin.asked) == CALLS
-            assert {10, 11} & fetched
-            assert fetched <= {10, 11, 12}
+            fetched = origin.asked.copy()
+            assert len(fetched) == CALLS
+            assert {fetched[symbol, "5m"] for symbol in POPULAR} <= {10, 11, 12}
+            assert {fetched[symbol, "5m"] for symbol in OTHERS} <= {1, 2}
             await market.warming.stop()
-            await asyncio.sleep(300)
-            assert set(origin.asked.values()) == fetched, "stopped"
+            await asyncio.sleep(600)
+            assert origin.asked == fetched, "stopped"
 
     run(main())
 
@@ -238,7 +239,7 @@ def test_other_symbols_can_be_watched(clock: VirtualClock, run: Run) -> None:
     async def main() -> None:
         cache = AsyncSafeCache(clock=clock)
         cached = race_safe_cached(cache, "candles", ttl=60)(get_candles)
-        warming = MarketDataWarming(cache, cached, symbols=["SHEL"], every=10)
+        warming = MarketDataWarming(cache, cached, popular=["SHEL"], others=[], every=10)
         async with cache:
             await warming.warm_popular_symbols()
             assert calls == {("SHEL", timeframe): 1 for timeframe in TIMEFRAMES}
@@ -298,8 +299,8 @@ def test_what_is_no_symbol_never_reaches_the_origin_twice(
             await users.get("/ready")
             for _ in range(3):
                 assert (await users.get(path)).status_code == status
-            asked = Counter({call: count for call, count in origin.asked.items()
-                             if call[0] not in POPULAR})  # fmt: skip
+            asked = {call: count for call, count in origin.asked.items()
+                     if call[0] not in POPULAR + OTHERS}  # fmt: skip
             assert asked == ({("NOTHING", "1m"): 1} if "NOTHING" in path else {})
 
     run(main())

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from .prices import POPULAR, TIMEFRAMES
+from .prices import OTHERS, POPULAR, TIMEFRAMES
 from .process import HOST
 
-OTHERS = tuple(f"S{letter}" for letter in "ABCDEFGHIJKLMNOPQRST")
 PATIENCE = 3.0  # seconds until a user goes away
 
 

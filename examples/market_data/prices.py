@@ -16,6 +16,7 @@ from async_safe_cache import AsyncSafeCache, race_safe_cached
 Timeframe = Literal["1m", "5m", "15m"]
 TIMEFRAMES: tuple[Timeframe, ...] = get_args(Timeframe)
 POPULAR = ("AAPL", "MSFT", "NVDA", "AMZN", "GOOG", "META", "TSLA", "JPM", "XOM", "BTC")
+OTHERS = tuple(f"S{letter}" for letter in "ABCDEFGHIJKLMNOPQRST")  # the rest of the list
 
 
 class Candle(NamedTuple):
