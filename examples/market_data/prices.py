@@ -106,12 +106,12 @@ class Freshness:
     soft_timeout: float = 0.1
     hard_timeout: float = 1.0
     load_timeout: float = 2.0
-    error_backoff: float = 0.5
+    error_backoff: float = 1.0
 
     def faster(self, times: float) -> Self:
         """Return the same day in fewer seconds: values age faster, nobody waits shorter."""
-        ages = {name: getattr(self, name) / times for name in ("ttl", "every", "stale", "rescue")}
-        return replace(self, **ages)
+        ages = ("ttl", "every", "stale", "rescue", "error_backoff")
+        return replace(self, **{name: getattr(self, name) / times for name in ages})
 
 
 def cached_candles(cache: AsyncSafeCache, origin: OriginClient, freshness: Freshness) -> GetCandles:
