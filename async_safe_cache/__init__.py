@@ -10,7 +10,9 @@ from ._view import View
 from .errors import (
     CacheClosedError,
     CacheError,
+    HotSetError,
     LoadCancelledError,
+    LoadTimeoutError,
     LockDeadlockError,
     ReadOnlySectionError,
     RecursiveLoadError,
@@ -33,7 +35,9 @@ from .outcomes import (
     Refreshed,
     RemovalCause,
     Removed,
+    WarmingReport,
 )
+from .warming import CacheWarmingStrategy
 
 __all__ = [
     "MISSING",
@@ -43,13 +47,16 @@ __all__ = [
     "CacheError",
     "CacheOptions",
     "CacheStats",
+    "CacheWarmingStrategy",
     "Explanation",
     "FunctionInfo",
+    "HotSetError",
     "Invalidated",
     "Key",
     "LoadCancelledError",
     "LoadContext",
     "LoadFailed",
+    "LoadTimeoutError",
     "Loaded",
     "LockDeadlockError",
     "LockGrant",
@@ -65,6 +72,7 @@ __all__ = [
     "TransactionConflictError",
     "UnsupportedKeyError",
     "View",
+    "WarmingReport",
     "get_async_safe_cache",
     "race_safe_cached",
     "register_key_type",

@@ -32,6 +32,8 @@ class Background:
         last_error: Type name of the last failure.
         last_success: Clock's time of the last good run.
         wanted: Whether it was started and not stopped.
+        followers: Jobs that are looked after together with this one, which runs while any does.
+        advice: What it means for people that it fails, or has stopped.
     """
 
     def __init__(
@@ -40,8 +42,13 @@ class Background:
         job: Callable[[], Awaitable[None]],
         interval: float,
         clock: Callable[[], float],
+        advice: str = "",
+        details: Callable[[], dict[str, object]] | None = None,
     ) -> None:
         self.name = name
+        self.advice = advice
+        self.followers: list[Background] = []  # bounded by who adds one
+        self._details = details
         self.interval = interval
         self.errors = 0
         self.failing = 0
@@ -64,6 +71,9 @@ class Background:
 
     def revive(self) -> None:
         """Start the job in the running loop if it should run and its loop is dead."""
+        if self.followers:
+            for job in tuple(self.followers):
+                job.revive()
         if not self.wanted:
             return
         task = self._task
@@ -113,6 +123,11 @@ class Background:
         self.last_error = self.last_success = None
         return tasks
 
+    def succeeded(self) -> None:
+        """Note a good run, of a job that goes on."""
+        self.last_success = self._clock()
+        self.failing = 0
+
     async def stop(self, timeout: float) -> None:
         """End the job; return when its task has ended, at most *timeout* seconds later.
 
@@ -159,8 +174,7 @@ class Background:
             await anyio.sleep(self.interval)
             try:
                 await self._job()
-                self.last_success = self._clock()
-                self.failing = 0
+                self.succeeded()
             except Exception as error:  # noqa: BLE001 - whatever fails, the job must go on
                 self.errors += 1
                 self.failing += 1
@@ -176,6 +190,7 @@ class Background:
     def report(self, now: float) -> dict[str, object]:
         """Return its state, JSON-ready."""
         success = self.last_success
+        details = {} if self._details is None else self._details()
         return {
             "running": self.running,
             "wanted": self.wanted,
@@ -184,6 +199,7 @@ class Background:
             "failing": self.failing,
             "last_error": self.last_error,
             "last_success_age": None if success is None else max(0.0, now - success),
+            **details,
         }
 
 

@@ -232,6 +232,7 @@ class Bulk:
                 if flight is None or flight.done:
                     opened = flights.open_alone if alone else flights.open
                     flight = opened(place, space.name, loop)
+                    flight.begun = now
                     run.add(flight, *asked[place])
                     step = Step.LEAD
                 elif flight.cancelling:

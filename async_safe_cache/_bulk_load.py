@@ -207,7 +207,7 @@ class BulkLoad:
             try:
                 check_value("load_many", flight.name, value)
                 rejected = True
-                good.append((flight, value, self._weight(flight.key[1], value)))
+                good.append((flight, value, self._weight(*flight.key, value)))
             except Exception as caught:  # noqa: BLE001 - who waits for it gets it
                 bad.append((flight, cast("Exception", trimmed(caught)), rejected))
         weighed = self._weighed(extras)
@@ -238,12 +238,15 @@ class BulkLoad:
         for flight, error, rejected in bad:
             landing.fail((flight,), error, rejected, now)
 
-    def _weight(self, key: DataKey, value: object) -> int:
-        weight = self._engine.measure(key, value)
-        return weight + Marks(self._tags).weight() if self._tags else weight
+    def _weight(self, space: Namespace, key: DataKey, value: object) -> int:
+        marks = self._marks(space)
+        return self._engine.measure(key, value) + (0 if marks is None else marks.weight())
 
     def _marks(self, space: Namespace) -> Marks | None:
-        return Marks(self._tags, (), space.version) if self._tags else None
+        window = max(self._options.window, space.window)
+        if not (self._tags or space.described or window):
+            return None
+        return Marks(self._tags, (), space.version, window=window)
 
     def _weighed(self, extras: list[Extra]) -> list[tuple[Extra, int]]:
         weighed: list[tuple[Extra, int]] = []
@@ -251,7 +254,7 @@ class BulkLoad:
             space, key, _, value = extra
             try:
                 check_value("load_many", space.name, value)
-                weighed.append((extra, self._weight(key, value)))
+                weighed.append((extra, self._weight(space, key, value)))
             except Exception as error:  # noqa: BLE001 - nobody asked for it, nobody is told
                 _log.warning(
                     "load_many of %s gave a value that nobody asked for and that cannot be "

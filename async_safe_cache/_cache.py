@@ -6,7 +6,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, final, get_args, overload
+from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, Unpack, final, get_args, overload
+from weakref import ref
+
+import anyio
 
 from ._background import Background
 from ._bulk import Asked, Bulk
@@ -32,12 +35,15 @@ from ._transaction import Transaction
 from ._update import Updates
 from ._view import View, lookup_of
 from ._waits import summary
+from ._warmth import Warmth
 from .errors import CacheClosedError
 from .options import (
     UNSET,
     AlertThresholds,
     CacheOptions,
     Dependencies,
+    KeyOptions,
+    LoadOptions,
     NegativeTtl,
     Tags,
     Ttl,
@@ -45,6 +51,7 @@ from .options import (
     check_bound,
     check_callable,
     check_choice,
+    check_fraction,
     check_seconds,
     check_tags,
     check_ttl,
@@ -79,6 +86,9 @@ SWEEP_SLICE: Final = 500
 TAG_SLICE: Final = 500
 """Entries that an invalidation of tags removes between two turns of the loop."""
 
+WARM_LOOK: Final = 0.05
+"""Seconds between two looks at how much is warm."""
+
 HEALTH_WORK: Final = 1_000
 """Expired entries and seconds that health looks at; the rest it counts as live."""
 
@@ -111,6 +121,9 @@ class AsyncSafeCache:
         after_close: "error" or "call".
         version: What values are stored under; a value of another version is a miss.
         section_wait: Seconds that a write waits for read sections of its loop, at most.
+        freshness: stale_while_revalidate, stale_if_error, refresh_ahead, soft_timeout,
+            hard_timeout, load_timeout, error_backoff, copy, skip, vary_on, context,
+            propagate: see `CacheOptions`.
 
     Raises:
         TypeError: An option is of a type that it cannot have.
@@ -136,6 +149,7 @@ class AsyncSafeCache:
         after_close: Literal["error", "call"] = "error",
         version: str | int | None = None,
         section_wait: float | timedelta = 0.1,
+        **freshness: Unpack[KeyOptions],
     ) -> None:
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"name must be a str, not {type(name).__name__}")
@@ -156,6 +170,8 @@ class AsyncSafeCache:
             negative=negative,
             after_close=after_close,
             version=version,
+            **freshness,
+            default=True,
         )
         store = Store(
             check_bound("max_entries", max_entries),
@@ -172,15 +188,22 @@ class AsyncSafeCache:
         self._engine.counters[raw] = None
         self._raw = Namespace(store, name, raw)
         self._raw.version = self._options.version
-        self._places = Places(name, store, self._raw)
+        self._raw.copier = self._options.copier
+        self._places = Places(name, store, self._raw, self._options.vary_on)
         self._sections = Sections(check_seconds("section_wait", section_wait, zero=True))
         self._locks = Locks()
         self._updates = Updates(self._engine, self._places, self._sections)
         self._events = Events(store, self._raw)
         self._functions = Functions(self._engine, self._closing)
         self._sweeper = Background(
-            "sweeper", self._sweep, check_seconds("sweep_interval", sweep_interval), clock
+            "sweeper",
+            self._sweep,
+            check_seconds("sweep_interval", sweep_interval),
+            clock,
+            "reads stay right, but expired entries keep their memory until a write frees them; "
+            "await start() in a running loop",
         )
+        self._warmths: list[ref[Warmth]] = []  # bounded by the strategies that are alive
         inherit(self._forked, store.lock)
 
     def __repr__(self) -> str:
@@ -238,10 +261,12 @@ class AsyncSafeCache:
         space, data, _ = self._place(key)
         found = engine.read(space, data, engine.clock())
         self._revive()
-        return found.value if isinstance(found, Entry) else default
+        return found.handed if isinstance(found, Entry) else default
 
     async def lookup(self, key: object) -> Lookup[Any]:
         """Return the fresh value of *key* with its age, or the reason why there is none.
+
+        A stale value is shown, but it is a miss: the load behind it needs a loader.
 
         Raises:
             UnsupportedKeyError: *key* cannot be a key.
@@ -251,9 +276,11 @@ class AsyncSafeCache:
         space, data, _ = self._place(key)
         now = engine.clock()
         found = engine.read(space, data, now)
+        stale = None
         if isinstance(found, MissReason):
+            stale = engine.stale(space, data, now, space.version)
             self._revive()
-        return lookup_of(found, now)
+        return lookup_of(found, now, stale)
 
     def peek(self, key: object, default: D | Missing = MISSING) -> Any | D | Missing:
         """Return the fresh value of *key*, or *default*: no statistics, no recency, no waiting.
@@ -265,7 +292,7 @@ class AsyncSafeCache:
         self._engine.admit()
         space, data, _ = self._place(key)
         entry = self._engine.look(space, data, self._engine.clock())
-        return default if entry is None else entry.value
+        return default if entry is None else entry.handed
 
     async def get_many(self, keys: Iterable[K]) -> dict[K, Any]:
         """Return the fresh values of *keys*, hits only, all of one moment.
@@ -287,7 +314,7 @@ class AsyncSafeCache:
             [place[:2] for place in places.values()], self._engine.clock()
         )
         return {
-            key: entry.value for key, entry in zip(places, found, strict=True) if entry is not None
+            key: entry.handed for key, entry in zip(places, found, strict=True) if entry is not None
         }
 
     @overload
@@ -304,6 +331,7 @@ class AsyncSafeCache:
         tags: Tags | Unset = ...,
         depends_on: Dependencies | Unset = ...,
         version: str | int | None | Unset = ...,
+        **freshness: Unpack[LoadOptions],
     ) -> V: ...
     @overload
     async def get_or_load(
@@ -319,6 +347,7 @@ class AsyncSafeCache:
         tags: Tags | Unset = ...,
         depends_on: Dependencies | Unset = ...,
         version: str | int | None | Unset = ...,
+        **freshness: Unpack[LoadOptions],
     ) -> V: ...
     async def get_or_load(
         self,
@@ -333,6 +362,7 @@ class AsyncSafeCache:
         tags: Tags | Unset = UNSET,
         depends_on: Dependencies | Unset = UNSET,
         version: str | int | None | Unset = UNSET,
+        **freshness: Unpack[LoadOptions],
     ) -> Any:
         """Return the fresh value of *key*, loading it once for all who ask.
 
@@ -348,6 +378,9 @@ class AsyncSafeCache:
             tags: Of the value; the loader may add more, by its `LoadContext`.
             depends_on: Keys and calls whose change invalidates the value.
             version: A value stored under another version is loaded again.
+            freshness: stale_while_revalidate, stale_if_error, refresh_ahead, soft_timeout,
+                hard_timeout, load_timeout, error_backoff, copy, skip, context, propagate:
+                see `CacheOptions`, and docs/freshness.md for what they do together.
 
         Returns:
             The very object that is stored: copy it before you change it.
@@ -355,6 +388,7 @@ class AsyncSafeCache:
         Raises:
             RecursiveLoadError: *loader* waits, directly or not, for *key*.
             LoadCancelledError: *loader* was cancelled from inside.
+            LoadTimeoutError: This call waited hard_timeout, or the load took load_timeout.
             CacheClosedError: The cache is closed.
             UnsupportedKeyError: *key* cannot be a key.
             TypeError: *loader* cannot be called so, or gave an awaitable,
@@ -373,13 +407,14 @@ class AsyncSafeCache:
             tags=tags,
             depends_on=depends_on,
             version=version,
+            **freshness,
         )
         space, data, kind = self._place(key)
         added = None if context is None else context.tags
         own = space.version if version is UNSET else options.version
         marks = self._places.marks(options, (space, data), added=added, version=own)
         self._sweeper.revive()
-        return await self._loads.load(space, data, kind, call, (), options, marks)
+        return await self._loads.load(space, data, kind, call, (), options, marks, context)
 
     @overload
     async def get_or_load_many(
@@ -482,7 +517,10 @@ class AsyncSafeCache:
         found = await self._bulk.load(
             asked, load_many, options, self._place, store_extras=store_extras
         )
-        return {key: found[place[:2]] for key, place in places.items() if place[:2] in found}
+        values = {key: found[place[:2]] for key, place in places.items() if place[:2] in found}
+        if options.copier is None:
+            return values
+        return {key: options.copier(value) for key, value in values.items()}
 
     # -- writing
 
@@ -911,7 +949,13 @@ class AsyncSafeCache:
                 listener_errors=self._events.errors,
                 events_dropped=self._events.dropped,
                 lock_waits=summary([self._sections.waits, self._locks.waits]),
-                background={self._sweeper.name: self._sweeper.report(now)},
+                background={job.name: job.report(now) for job in self._jobs()},
+                advice={job.name: job.advice for job in self._jobs()},
+                loads=(
+                    engine.flights.oldest(now),
+                    engine.flights.most_waiters(HEALTH_WORK),
+                    engine.flights.hung,
+                ),
                 thresholds=self._thresholds,
             )
 
@@ -959,6 +1003,40 @@ class AsyncSafeCache:
         """
         return self._events.subscribe(event, callback)
 
+    async def wait_warm(
+        self, *, min_ratio: float = 1.0, timeout: float | timedelta | None = None
+    ) -> bool:
+        """Wait until so much of what is to be kept warm was loaded; for readiness probes.
+
+        What is to be warm are the calls registered with, or replayed by, a
+        `CacheWarmingStrategy` of this cache. With none, the answer is True at once.
+
+        Args:
+            min_ratio: Fraction of these calls that were loaded, or found fresh, once.
+            timeout: Seconds to wait at most; None: as long as it takes.
+
+        Returns:
+            Whether they are; False when *timeout* has passed first.
+
+        Raises:
+            ValueError: *min_ratio* is not between 0 and 1.
+            CacheClosedError: The cache is closed.
+        """
+        least = check_fraction("min_ratio", min_ratio, "how much must be warm")
+        seconds = None if timeout is None else check_seconds("timeout", timeout, zero=True)
+        with anyio.move_on_after(seconds):
+            while True:
+                self._engine.admit()
+                if self._warm_ratio() >= least:
+                    return True
+                await anyio.sleep(WARM_LOOK)
+        return self._warm_ratio() >= least
+
+    def _warm_ratio(self) -> float:
+        alive = [warmth for each in self._warmths if (warmth := each()) is not None]
+        wanted = sum(warmth.wanted for warmth in alive)
+        return sum(warmth.warm for warmth in alive) / wanted if wanted else 1.0
+
     def check(self) -> None:
         """Recompute every invariant from scratch; for tests. O(entries + loads).
 
@@ -999,7 +1077,8 @@ class AsyncSafeCache:
             wreck = closing.finish()
         if engine.state is State.OPEN:
             return  # somebody opened it again meanwhile
-        await self._sweeper.stop(max(0.0, deadline - loop.time()))
+        for job in self._jobs():
+            await job.stop(max(0.0, deadline - loop.time()))
         await closing.ended(lambda: engine.flights.running, deadline, threads=False)
         await closing.workers_ended(deadline)
         await emptied(wreck, engine.bury)
@@ -1031,8 +1110,13 @@ class AsyncSafeCache:
         """Return what is stored besides the value of one call of *function*."""
         options = function.options
         if not (options.tags or options.depends_on):
-            return None
+            described = place[0].described
+            return self._places.marks(options, place) if described else None
         return self._places.marks(options, place, lambda option: function.compute(option, values))
+
+    def _jobs(self) -> list[Background]:
+        """Return the background work."""
+        return [self._sweeper, *self._sweeper.followers]
 
     def _revive(self) -> None:
         """Start the sweeper again if its loop died."""
@@ -1050,7 +1134,8 @@ class AsyncSafeCache:
             for wrapper in (reference() for reference in named.values()):
                 if wrapper is not None:
                     function_of(wrapper)[0].forgotten = (0, 0)
-        return [*flights, *self._sweeper.leave_behind()]
+        tasks = [task for job in self._jobs() for task in job.leave_behind()]
+        return [*flights, *tasks]
 
     def _function(self, fn: object) -> tuple[CachedFunction, tuple[object, ...]]:
         function, instance = function_of(fn)

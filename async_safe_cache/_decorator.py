@@ -7,15 +7,17 @@ functions, methods, static and class methods alike.
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal, TypeVar, cast, overload
+from typing import Any, Final, Literal, TypeVar, cast, overload
 
 from ._cache import AsyncSafeCache
 from ._function import ATTRIBUTE, CachedFunction
 from ._keys import Key
 from ._registry import default_cache
+from ._store import SEEN
 from ._wrapper import Compiled, compile_wrapper, parameters
 from .options import UNSET, Dependencies, NegativeTtl, Tags, Ttl, Unset
 from .outcomes import RemovalCause
@@ -23,6 +25,16 @@ from .outcomes import RemovalCause
 __all__ = ["race_safe_cached"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_WITHOUT_A_TASK: Final[dict[str, Any]] = {
+    "stale_while_revalidate": None,
+    "refresh_ahead": None,
+    "soft_timeout": None,
+    "load_timeout": None,
+}
+"""What the cache's options are for a plain `def`, which has no task to do this."""
+
+_NEED_A_TASK: Final = (*_WITHOUT_A_TASK, "on_abandon", "cancel_grace")
 
 
 @overload
@@ -44,6 +56,18 @@ def race_safe_cached(
     tags: Tags | Callable[..., Tags] | Unset = ...,
     depends_on: Dependencies | Unset = ...,
     version: str | int | None | Unset = ...,
+    stale_while_revalidate: float | timedelta | None | Unset = ...,
+    stale_if_error: float | timedelta | None | Unset = ...,
+    refresh_ahead: float | Literal["auto"] | None | Unset = ...,
+    soft_timeout: float | timedelta | None | Unset = ...,
+    hard_timeout: float | timedelta | None | Unset = ...,
+    load_timeout: float | timedelta | None | Unset = ...,
+    error_backoff: float | timedelta | Unset = ...,
+    copy: Literal["none", "shallow", "deep"] | Unset = ...,
+    skip: Callable[[Any], bool] | None | Unset = ...,
+    vary_on: "ContextVar[Any] | Sequence[ContextVar[Any]] | Unset" = ...,
+    context: Literal["caller", "isolated"] | Unset = ...,
+    propagate: "ContextVar[Any] | Sequence[ContextVar[Any]] | Unset" = ...,
 ) -> Callable[[F], F]: ...
 def race_safe_cached(
     target: Callable[..., Any] | AsyncSafeCache | None = None,
@@ -61,6 +85,18 @@ def race_safe_cached(
     tags: Tags | Callable[..., Tags] | Unset = UNSET,
     depends_on: Dependencies | Unset = UNSET,
     version: str | int | None | Unset = UNSET,
+    stale_while_revalidate: float | timedelta | None | Unset = UNSET,
+    stale_if_error: float | timedelta | None | Unset = UNSET,
+    refresh_ahead: float | Literal["auto"] | None | Unset = UNSET,
+    soft_timeout: float | timedelta | None | Unset = UNSET,
+    hard_timeout: float | timedelta | None | Unset = UNSET,
+    load_timeout: float | timedelta | None | Unset = UNSET,
+    error_backoff: float | timedelta | Unset = UNSET,
+    copy: Literal["none", "shallow", "deep"] | Unset = UNSET,
+    skip: Callable[[Any], bool] | None | Unset = UNSET,
+    vary_on: "ContextVar[Any] | Sequence[ContextVar[Any]] | Unset" = UNSET,
+    context: Literal["caller", "isolated"] | Unset = UNSET,
+    propagate: "ContextVar[Any] | Sequence[ContextVar[Any]] | Unset" = UNSET,
 ) -> Any:
     """Cache the results of a function; equal calls at one time share one load.
 
@@ -87,6 +123,25 @@ def race_safe_cached(
             (function, *arguments), a list of these, or a callable of the call's
             arguments that returns these.
         version: A value stored under another version is a miss.
+        stale_while_revalidate: Seconds past its ttl in which a value is returned at once,
+            while one load behind it brings the next. `async def` only.
+        stale_if_error: Seconds past its ttl in which a value is returned if its load fails,
+            or takes longer than a timeout.
+        refresh_ahead: Fraction of ttl after which a call begins the next load behind it; or
+            "auto", by chance, the sooner the longer a load takes. `async def` only.
+        soft_timeout: Seconds after which a call returns a stale value, if there is one;
+            the load goes on. `async def` only.
+        hard_timeout: Seconds after which a call waits no longer. (A `def` that loads in its
+            own thread cannot stop: only those who wait for it can.)
+        load_timeout: Seconds after which a load is cancelled. `async def` only.
+        error_backoff: Seconds after a failed load in which a value at hand is returned
+            without another try; doubles with each failure in a row, up to 32 times.
+        copy: "none": everybody is handed the stored object; "shallow" or "deep": a copy.
+        skip: Callable of a value; true for one that is returned and not stored.
+        vary_on: Context variables whose values are part of the key.
+        context: "caller": a load sees a copy of its first caller's context; "isolated":
+            only what *vary_on* and *propagate* list.
+        propagate: Context variables that an isolated load still sees.
 
     Returns:
         The function with the attributes of functools and async-lru: cache_info,
@@ -110,6 +165,18 @@ def race_safe_cached(
         "tags": tags,
         "depends_on": depends_on,
         "version": version,
+        "stale_while_revalidate": stale_while_revalidate,
+        "stale_if_error": stale_if_error,
+        "refresh_ahead": refresh_ahead,
+        "soft_timeout": soft_timeout,
+        "hard_timeout": hard_timeout,
+        "load_timeout": load_timeout,
+        "error_backoff": error_backoff,
+        "copy": copy,
+        "skip": skip,
+        "vary_on": vary_on,
+        "context": context,
+        "propagate": propagate,
     }
     if target is None or isinstance(target, AsyncSafeCache):
         cache = default_cache() if target is None else target
@@ -166,12 +233,15 @@ def _decorate(
         )
     is_async = inspect.iscoroutinefunction(fn)
     if not is_async:
-        for option in ("on_abandon", "cancel_grace"):
+        for option in _NEED_A_TASK:
             if given[option] is not UNSET:
                 raise TypeError(
                     f"{option} needs a task that can be cancelled, and {what} is a plain `def`: "
                     "make it async, or leave the option out"
                 )
+    options = cache._options.but(**given)
+    if not is_async:
+        options = options.but(**_WITHOUT_A_TASK)
     form = parameters(inspect.signature(fn))
     is_method = _is_method(fn, form.names) if method is None else method
     if is_method and not form.names:
@@ -188,7 +258,8 @@ def _decorate(
         is_async=is_async,
         is_method=is_method,
         has_key=key is not None,
-        options=cache._options.but(**given),
+        options=options,
+        counted=cache._engine.store.popularity is not None,
     )
     compiled = compile_wrapper(
         fn,
@@ -198,15 +269,22 @@ def _decorate(
         fast=key is None,
         timed=function.timed,
         linked=function.space.linked,
+        ahead=function.space.ahead is not None,
+        counted=function.space.counted,
+        seen=SEEN in cache._engine.store.names,
+        copied=options.copier is not None,
+        vary=options.vary_on,
         policy=cache._engine.store.policy,
         builtins=cache._engine.store.names,
         names={
             "clock": cache._engine.clock,
             "space": function.space,
             "instances": function.instances,
+            "copy": options.copier,
             "miss": _miss_async(cache, function) if is_async else _miss_here(cache, function),
         },
     )
+    function.counting = compiled.counting
     function.bind = compiled.bind
     function.counters.fast_hits = compiled.hits
     function.invoke = partial(compiled.invoke, fn)
@@ -229,20 +307,24 @@ def _is_method(fn: Any, names: tuple[str, ...]) -> bool:
 
 def _miss_async(cache: AsyncSafeCache, function: CachedFunction) -> Callable[..., Any]:
     load, sweeper, address = cache._loads.load, cache._sweeper, function.address
+    store = cache._engine.store
     space_of_all, options = function.space, function.options
-    marked = bool(options.tags or options.depends_on)
+    marked = bool(options.tags or options.depends_on or function.space.described)
     simple = function.simple and len(function.parameters) == 1 and not marked
 
     def miss(values: tuple[Any, ...]) -> Any:
         if sweeper.wanted:
             sweeper.revive()
-        if simple:  # a whole burst comes along here: one call less for what most calls are
+        if (
+            simple and store.popularity is None
+        ):  # a whole burst comes along here: one call less for what most calls are
             key = values[0]
             kind: object = type(key)  # pyright: ignore[reportUnknownVariableType]
             if kind is str or kind is int:
                 return load(space_of_all, key, kind, function.invoke, (values,), options)
-        if marked:
+        if marked or store.popularity is not None:
             space, data, known = address(values)
+            function.note(space, data, values)
             marks = cache._marks_of(function, values, (space, data))
             return load(space, data, known, function.invoke, (values,), options, marks)
         return load(*address(values), function.invoke, (values,), options)
@@ -256,6 +338,7 @@ def _miss_here(cache: AsyncSafeCache, function: CachedFunction) -> Callable[...,
 
     def miss(values: tuple[Any, ...]) -> Any:
         space, key, kind = address(values)
+        function.note(space, key, values)
         marks = cache._marks_of(function, values, (space, key))
         return load_here(space, key, kind, function.invoke, (values,), options, marks)
 

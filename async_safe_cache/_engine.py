@@ -38,7 +38,7 @@ from .errors import CacheClosedError
 from .options import CacheOptions
 from .outcomes import CacheStats, Explanation, MissReason, RemovalCause
 
-__all__ = ["Engine", "State", "bypass", "cancel", "check_value", "one_shot"]
+__all__ = ["Engine", "State", "bypass", "cancel", "check_value", "one_shot", "shortened"]
 
 _log = logging.getLogger("async_safe_cache")
 
@@ -133,6 +133,8 @@ class Engine:
         self.store = store
         self.flights = Flights(self._unlink)
         self.inconsistent_reads = 0
+        self.load_timeouts = 0
+        self.stale_served = 0
         self.load_errors: dict[Place, str] = {}  # the last MOST_ERRORS
         self.watches: set[ref[Watch]] = set()  # bounded by the open transactions
         self.clock = clock
@@ -275,10 +277,7 @@ class Engine:
 
     def shortened(self, options: CacheOptions) -> float | None:
         """Return the ttl of one entry, shortened by chance."""
-        ttl = options.ttl
-        if ttl is None or not options.jitter:
-            return ttl
-        return ttl * (1 - options.jitter * random.random())  # noqa: S311 - spreads load, hides nothing
+        return shortened(options.ttl, options.jitter)
 
     def moment(self) -> float:
         """Read the clock for a write.
@@ -361,12 +360,22 @@ class Engine:
         space.counters.other_hits += 1
         return entry
 
+    def stale(self, space: Namespace, key: DataKey, now: float, version: object) -> Entry | None:
+        """Return the entry of *key* if it is past its ttl and kept; no recency, no statistics."""
+        entry = space.data.get(key)
+        if entry is None or entry.deadline > now or type(entry.value) is Failure:
+            return None
+        if entry.kept(now) is None:
+            return None
+        return None if self.unfit(entry, version) is not None else entry
+
     def explain(self, space: Namespace, key: DataKey) -> Explanation:
         """Return everything known about *key*; no statistics, no recency."""
         now = self.moment()
         with self._lock:
             entry = space.data.get(key)
             fresh = None if entry is None or entry.deadline <= now else entry
+            kept = None if entry is None or fresh is not None else entry.kept(now)
             reason: MissReason | None
             if fresh is None:
                 reason = self.store.reason(space, key)
@@ -385,6 +394,7 @@ class Engine:
                 reason=reason,
                 age=None if fresh is None else max(0.0, now - fresh.born),
                 ttl_left=left,
+                stale_left=None if entry is None or kept is None else kept.deadline - now,
                 weight=None if fresh is None else fresh.weight,
                 tags=() if fresh is None else fresh.tags,
                 depends_on=0 if link is None else len(link.sources),
@@ -860,6 +870,8 @@ class Engine:
             coalesced=total.coalesced,
             loads=total.loads,
             load_errors=total.load_errors,
+            load_timeouts=self.load_timeouts,
+            stale_served=self.stale_served,
             overlapping_loads=self.flights.overlapping,
             evictions=sum(store.evictions.values()),
             rejected=store.rejected,
@@ -878,7 +890,7 @@ class Engine:
         flights = self.flights.leave_behind(torn=torn)
         self.watches = set()
         self.load_errors = {}
-        self.inconsistent_reads = 0
+        self.inconsistent_reads = self.load_timeouts = self.stale_served = 0
         self.guards.forget()
         self.workers.clear()
         self.journals.clear()
@@ -905,6 +917,8 @@ class Engine:
             self.flights.check()
             links = [entry.link for entry in self.store.described()]
             links += [flight.link for flight in self.flights.running]
+            if self.store.popularity is not None:
+                self.store.popularity.check()
             self.store.links.check(link for link in links if link is not None)
 
 
@@ -936,6 +950,13 @@ def _clear(engine: Engine | None) -> None:
     for each in engines:
         if each is not None:
             each.clear()
+
+
+def shortened(ttl: float | None, jitter: float) -> float | None:
+    """Return *ttl*, shortened by chance by up to the fraction *jitter*."""
+    if ttl is None or not jitter:
+        return ttl
+    return ttl * (1 - jitter * random.random())  # noqa: S311 - spreads load, hides nothing
 
 
 def cancel(flights: Iterable[Flight]) -> None:

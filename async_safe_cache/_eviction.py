@@ -59,7 +59,7 @@ class Member(Protocol):
         place: The policy's own: where the entry is, or None.
     """
 
-    used: bool
+    used: int
     place: Any
 
     @property
@@ -111,13 +111,21 @@ class LeastRecentlyUsed(Generic[E]):
         except KeyError:
             return None
 
+    def oldest(self) -> E | None:
+        """Return the entry that would leave next."""
+        while True:
+            try:
+                return next(iter(self._order), None)
+            except RuntimeError:
+                continue  # as below
+
     def newest(self, limit: int | None = None) -> list[E]:
         """Return the entries, the most recently used one first."""
         while True:
             try:
                 return list(islice(reversed(self._order), limit))
             except RuntimeError:
-                continue  # a hit came in before the first step, as above
+                continue  # a hit came in before the first step, as with `take_oldest`
 
     def spoils(self) -> list[Collection[E]]:
         """Return the containers, to be emptied in slices once this order is replaced."""
@@ -280,18 +288,21 @@ class S3Fifo(Generic[M]):
     Complexity: O(1) each; an eviction looks at up to CHANCES marked entries.
     """
 
-    __slots__ = ("_ghosts", "_main", "_share", "_small")
+    __slots__ = ("_ghosts", "_main", "_share", "_small", "spend")
 
     def __init__(self) -> None:
         self._small: _Queue[M] = _Queue()
         self._main: _Queue[M] = _Queue()
         self._share = SHARE[0]
         self._ghosts = array("I", [NOBODY]) * LEAST_GHOSTS  # bounded by take_oldest()
+        # Is given what an entry's mark says, where that is a count, before it is taken back.
+        self.spend: Callable[[M], object] | None = None
 
     @staticmethod
     def touch(entry: M) -> None:
         """Mark *entry* as used. A caller in a hurry does so itself."""
-        entry.used = True
+        if not entry.used:  # it may be a count
+            entry.used = True
 
     def add(self, entry: M) -> None:
         """Take *entry* in."""
@@ -341,6 +352,8 @@ class S3Fifo(Generic[M]):
             if not entry.used or not chances:
                 break
             chances -= 1
+            if self.spend is not None:
+                self.spend(entry)
             entry.used = False
             main.push(entry)
         ghosts = self._ghosts
@@ -349,6 +362,15 @@ class S3Fifo(Generic[M]):
         mark = hash((entry.space, entry.key))
         ghosts[mark & (len(ghosts) - 1)] = mark % PRIME + (PRIME if queue is main else 0)
         return entry
+
+    def oldest(self) -> M | None:
+        """Return an entry that would leave soon; None if those that would were used since."""
+        small, main = self._small, self._main
+        for queue in (small, main):
+            entry = next(iter(queue.oldest), None) if queue.count else None
+            if entry is not None and not entry.used:
+                return entry
+        return None
 
     def _resize(self, count: int) -> None:
         """Make the table fit *count* entries.

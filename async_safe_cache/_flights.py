@@ -27,6 +27,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from itertools import islice
 from types import TracebackType
 from typing import Any, Final, NoReturn, Protocol, final
 
@@ -168,7 +169,12 @@ class Flight:
         keep: Whether it goes on when its last waiter leaves.
         depth: Loads that started each other down to this one.
         refresh: Whether it was opened by a refresh, which no call waits for.
-        begun: When it was opened, if somebody listens to events.
+        heat: Reads that its value is worth, if nobody waits for it who would read it: it is
+            not stored in the place of one that is read more. None: somebody reads it.
+        begun: When it was opened.
+        told: What its loader is told and may say, if it asks for that.
+        alarm: What ends it when it takes too long.
+        timed_out: Its waiters were told that it took too long.
         waiters: Who waits for the outcome, and in which loop: to join is to be here.
             Bounded by the callers.
         watchers: Who waits for the clean-up. Bounded by the callers.
@@ -191,7 +197,11 @@ class Flight:
     generation = 0
     depth = 0
     refresh = False
-    begun: float | None = None
+    heat: float | None = None
+    begun = 0.0
+    told: Any = None
+    alarm: "asyncio.TimerHandle | None" = None
+    timed_out = False
     keep = False
     fenced = False
     cancelling = False
@@ -213,8 +223,8 @@ class Flight:
         return f"<Flight of {self.name}, {state}, {len(self.waiters)} waiters>"
 
     def seconds(self, now: float | None) -> float | None:
-        """Return how long it took until *now*, if both are known."""
-        return None if now is None or self.begun is None else max(0.0, now - self.begun)
+        """Return how long it took until *now*, if that is known."""
+        return None if now is None else max(0.0, now - self.begun)
 
     def wait_for(self, flight: "Flight", waiter: Waiter) -> None:
         """Locked. Note that this load waits for *flight*, until `waits_on` forgets *waiter*."""
@@ -320,6 +330,7 @@ class Flights:
         self._apart: dict[Place, Flight] = {}  # likewise
         self.running: dict[Flight, None] = {}  # every load not ended, fenced ones too
         self.overlapping = 0
+        self.hung = 0  # of those running: were told to end because they took too long
 
     def get(self, key: Place, here: Loop | None) -> Flight | None:
         """Locked. Return the flight registered for *key*, which may be cancelling.
@@ -438,8 +449,12 @@ class Flights:
         if flight.marks is not None:
             self._unmark(flight)
         self.running.pop(flight, None)
+        if flight.timed_out and not flight.done:
+            self.hung -= 1
         flight.done = True
         flight.load = None  # whoever inherited the flight holds no arguments
+        if flight.told is not None:
+            flight.told = None
         flight.task = None  # its context holds the flight: a cycle that only the collector ends
         if flight.outcome is not None:
             flight.outcome = None
@@ -480,6 +495,18 @@ class Flights:
             flight.group.abandoned()
         return waiting
 
+    def time_out(self, flight: Flight) -> dict[Waiter, Loop | None] | None:
+        """Locked. Take out who waits for *flight*, which has taken too long and is to be cancelled.
+
+        Nobody may join, and a newcomer waits for its clean-up. None: it was over before.
+        """
+        if flight.done or flight.cancelling or flight.outcome is not None:
+            return None
+        flight.cancelling = flight.timed_out = True
+        self.hung += 1
+        waiting, flight.waiters = flight.waiters, {}
+        return waiting
+
     @staticmethod
     def _everybody(flight: Flight) -> dict[Waiter, Loop | None]:
         """Locked. Take out and return who waits for *flight*, in whatever way."""
@@ -518,8 +545,17 @@ class Flights:
             if flight.marks is not None:
                 self._unmark(flight)
         self._registry, self._apart, self.running = {}, {}, {}
-        self.overlapping = 0
+        self.overlapping = self.hung = 0
         return flights
+
+    def oldest(self, now: float) -> float:
+        """Locked. Return for how long the oldest load runs."""
+        first = next(iter(self.running), None)
+        return 0.0 if first is None else max(0.0, now - first.begun)
+
+    def most_waiters(self, work: int) -> int:
+        """Locked. Return the most callers that wait for one of the *work* oldest loads."""
+        return max((len(each.waiters) for each in islice(self.running, work)), default=0)
 
     def cycle(self, current: Flight | None, target: Flight) -> tuple[str, ...]:
         """Locked. Return the names of the cycle that waiting for *target* would close.
@@ -562,6 +598,8 @@ class Flights:
         for key, flight in self._apart.items():
             if flight.key != key or flight.fenced or flight not in self.running:
                 raise AssertionError(f"broken invariant of the flights: {flight} is apart")
+        if self.hung != sum(flight.timed_out for flight in self.running):
+            raise AssertionError("broken invariant of the flights: what hangs is miscounted")
         if _NOBODY:
             raise AssertionError("broken invariant of the flights: somebody is nobody")
         for flight in self.running:

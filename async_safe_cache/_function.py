@@ -36,14 +36,19 @@ class CachedFunction:
         instances: Namespaces of a method by id of their owner; bounded by the
             live instances.
         closed: `cache_close` was called.
+        counted: Whether hits are counted at each entry.
+        counting: Returns the source of a wrapper that does so.
     """
 
     __slots__ = (
+        "__weakref__",
         "bind",
         "closed",
         "collected",
         "compute",
+        "counted",
         "counters",
+        "counting",
         "explicit",
         "forgotten",
         "identity",
@@ -75,12 +80,14 @@ class CachedFunction:
         is_method: bool,
         has_key: bool,
         options: CacheOptions,
+        counted: bool = False,
     ) -> None:
         self.name = name
         self.explicit = explicit
         self.identity = identity
         self.store = store
-        self.parameters = parameters
+        varying = tuple(f"vary_on {each.name}" for each in options.vary_on)
+        self.parameters = (*parameters, *varying)
         self.is_async = is_async
         self.is_method = is_method and not has_key
         self.simple = not is_method and not has_key
@@ -88,12 +95,14 @@ class CachedFunction:
         self.options = options
         self.counters = Counters()
         self.closed = False
+        self.counted = counted
         self.space = self.new_space()
         self.instances: dict[int, Namespace] = {}
         self.forgotten = (0, 0)
         # A collected instance is cleaned up by the next write, outside the callback.
         self.collected = partial(_collected, self.instances, later, drop)
         self.orphaned = partial(_orphaned, later, drop)
+        self.counting: Callable[[bool], str]
         self.bind: Callable[..., tuple[Any, ...]]
         self.invoke: Callable[[tuple[Any, ...]], Any]
         self.compute: Callable[[Callable[..., Any], tuple[Any, ...]], Any]
@@ -122,6 +131,11 @@ class CachedFunction:
         space.closed = self.closed
         space.timed = self.timed
         space.linked = bool(self.options.depends_on)
+        space.ahead = self.options.refresh_ahead if self.timed else None
+        space.window = self.options.window
+        space.copier = self.options.copier
+        space.counted = self.counted
+        space.described = space.linked or space.ahead is not None or space.window > 0
         space.version = self.options.version
         return space
 
@@ -159,10 +173,33 @@ class CachedFunction:
         if self.simple:
             return self.space, *call_key(values, self.parameters)
         if self.key_function is not None:
-            key = canonical(self.key_function(values), f"key= of {self.name}", raw=True)
+            chosen = self.key_function(values)
+            if self.options.vary_on:
+                chosen = (chosen, *values[-len(self.options.vary_on) :])
+            key = canonical(chosen, f"key= of {self.name}", raw=True)
             return self.space, key, None
         key, kind = call_key(values[1:], self.parameters[1:])
         return self.space_of(values[0]), key, kind
+
+    def count_reads(self) -> None:
+        """Let hits of its entries be counted."""
+        with self.store.lock:
+            self.counted = True
+            for space in self.spaces():
+                if not space.counted:
+                    space.counted = True
+                    for entry in space.data.values():
+                        entry.used = False  # it was a mark until now
+
+    def note(self, space: Namespace, key: DataKey, values: tuple[Any, ...]) -> None:
+        """Let the popularity of the call of *values* be known, if it is asked for."""
+        popularity = self.store.popularity
+        place = space, key
+        if popularity is None or place in popularity:
+            return
+        arguments = values[1:] if self.is_method else values
+        with self.store.lock:
+            popularity.note(place, ref(self), space.owner, arguments)
 
     def spaces(self) -> Iterable[Namespace]:
         """Return all namespaces of the function."""

@@ -10,9 +10,14 @@ from weakref import ref
 
 from ._closing import Closing
 from ._engine import Engine
+from ._entries import Entry
 from ._flights import Flight
 from ._function import ATTRIBUTE, CachedFunction
+from ._marks import Place
+from ._popularity import Popularity
 from ._removals import MOST
+from ._store import SEEN
+from ._wrapper import count_reads
 from .outcomes import RemovalCause
 
 __all__ = ["Functions"]
@@ -58,6 +63,51 @@ class Functions:
             if keys and older.options.version != function.options.version:
                 with engine.store.lock:
                     engine.store.supersede(space, keys)
+
+    def measure_popularity(self, limit: int) -> None:
+        """Count the reads of each call from now on, of at most *limit* calls."""
+        store = self.engine.store
+        now = self.engine.moment()
+        with store.lock:
+            if store.popularity is None:
+                store.measure(Popularity(limit, now))
+            elif limit > store.popularity.limit:
+                store.popularity.limit = limit
+        self.count_reads(seen=SEEN in store.names)
+
+    def show_reads(
+        self,
+        hit: Callable[[Entry], object] | None,
+        read: Callable[[Place, bool, float], object] | None,
+    ) -> None:
+        """Show each hit of the fast lookup, and each other read, from now on; None: no more."""
+        store = self.engine.store
+        if store.popularity is None:
+            return
+        store.popularity.observer = read
+        if hit is not None:
+            store.names[SEEN] = hit
+        self.count_reads(seen=hit is not None)
+        if hit is None:
+            store.names.pop(SEEN, None)  # a call that is under way goes the long way
+
+    def count_reads(self, *, seen: bool) -> None:
+        """Let each live function count the hits of each entry, and show them if *seen*."""
+        with self.engine.store.lock:
+            known = [*self._names.values(), self._replaced]
+            wrappers = [_alive(each) for named in known for each in named.values()]
+        for wrapper in wrappers:
+            if wrapper is not None:
+                function: CachedFunction = getattr(wrapper, ATTRIBUTE)
+                function.count_reads()
+                wrapper.cache_source = function.counting(seen)
+                count_reads(wrapper, wrapper.cache_source)
+
+    def named(self, name: str) -> Any:
+        """Return the newest live function of *name*; None if there is none."""
+        with self.engine.store.lock:
+            wrappers = list(map(_alive, self._names.get(name, {}).values()))
+        return next((each for each in reversed(wrappers) if each is not None), None)
 
     async def close(self, function: CachedFunction, *, wait: bool) -> None:
         engine, closing = self.engine, self.closing

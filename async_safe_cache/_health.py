@@ -125,6 +125,8 @@ def report(
     events_dropped: int,
     lock_waits: tuple[int, float, float],
     background: dict[str, dict[str, object]],
+    advice: dict[str, str],
+    loads: tuple[float, int, int],
     thresholds: AlertThresholds,
 ) -> dict[str, object]:
     """Return the health of a cache, ready for JSON."""
@@ -193,6 +195,25 @@ def report(
             "live entries are evicted because memory is full: raise max_memory_bytes, "
             "or store smaller values",
         )
+    oldest, most_waiters, hung = loads
+    if past(oldest, thresholds.oldest_load_high):
+        alert(
+            "oldest_load",
+            oldest,
+            thresholds.oldest_load_high or 0,
+            "s",
+            "a load does not end, and whoever asks for its key waits for it: look at the origin, "
+            "and give load_timeout= so that the key becomes free again",
+        )
+    if hung:
+        alert(
+            "hung_loads",
+            hung,
+            0,
+            "loads",
+            "loads were told to end by load_timeout and do not: a loader blocks its loop, or "
+            "swallows its cancellation",
+        )
     for job, state in background.items():
         if not closed and state["wanted"] and (state["failing"] or not state["running"]):
             alert(
@@ -200,9 +221,8 @@ def report(
                 float(str(state["failing"])),
                 0,
                 "failed runs" if state["running"] else "stopped",
-                f"the {job} {'fails' if state['running'] else 'has stopped'}: reads stay right, "
-                "but expired entries keep their memory until a write frees them; "
-                "await start() in a running loop, and see last_error",
+                f"the {job} {'fails' if state['running'] else 'has stopped'}: "
+                f"{advice[job]}, and see last_error",
             )
     status = "closed" if closed else "warning" if full else "degraded" if alerts else "healthy"
     return {
@@ -222,7 +242,12 @@ def report(
             "calls": stats.calls,
             "loads": stats.loads,
             "load_errors": stats.load_errors,
+            "load_timeouts": stats.load_timeouts,
+            "stale_served": stats.stale_served,
             "overlapping_loads": stats.overlapping_loads,
+            "oldest_load_seconds": round(oldest, 6),
+            "most_waiters": most_waiters,
+            "hung_loads": hung,
             "rejected": stats.rejected,
             "estimated_weights": stats.estimated_weights,
             "inconsistent_reads": stats.inconsistent_reads,

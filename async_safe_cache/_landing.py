@@ -16,13 +16,15 @@ import math
 from collections.abc import Callable, Collection
 from typing import Any, Final, cast, final
 
-from ._engine import Engine, cancel, check_value
+from ._backoff import delay
+from ._engine import Engine, cancel, check_value, shortened
 from ._entries import Facts
 from ._flights import Failure, Flight, Loop, Outcome, ThreadWaiter, Waiter, wake
+from ._loader import LoadContext
 from ._marks import Marks
 from ._store import ENTRY_OVERHEAD
 from ._weight import weigh_key
-from .errors import LoadCancelledError
+from .errors import LoadCancelledError, LoadTimeoutError
 from .options import UNSET, CacheOptions, Unset
 from .outcomes import RemovalCause
 
@@ -32,6 +34,9 @@ _log = logging.getLogger("async_safe_cache")
 
 MANY: Final = 256
 """Callers that waited and are not counted yet, until a landing counts them."""
+
+_NOT_KEPT: Final = -1 << 62
+"""The weight of a value that is returned and not stored, with any marks."""
 
 FAILURE_WEIGHT: Final = 1024
 """Bytes accounted for a remembered exception, whose own are unknown."""
@@ -88,9 +93,15 @@ class Landing:
         rejected = False
         if error is None:
             try:
+                keep = True
+                if flight.told is not None:
+                    value, keep = flight.told.unwrap(value)
                 check_value("the loader", flight.name, value)
                 rejected = True
-                weight = self.engine.measure(flight.key[1], value)
+                skip = (flight.load or _ENDED)[3].skip
+                if skip is not None and keep:
+                    keep = not skip(value)
+                weight = self.engine.measure(flight.key[1], value) if keep else _NOT_KEPT
                 if flight.marks is not None:
                     weight += flight.marks.weight()
             except Exception as caught:  # noqa: BLE001 - every waiter gets it
@@ -115,7 +126,8 @@ class Landing:
                 engine.catch_up(dropped)
             if len(engine.recent.fresh) > MANY:
                 engine.recent.count_waits()
-            space.counters.loads += 1
+            if not flight.timed_out:
+                space.counters.loads += 1
             stored = self.store_value(flight, value, weight, now, dropped, doomed)
             shared = stored is not False
             outcome = Outcome(value, None, now)
@@ -140,7 +152,10 @@ class Landing:
         dropped: list[object],
         doomed: list[Flight],
     ) -> bool | None:
-        """Locked. Store what *flight* has loaded; None if it was shut out, False if refused."""
+        """Locked. Store what *flight* has loaded; None if it was shut out, False if refused.
+
+        A negative *weight* is that of a value that is not to be stored.
+        """
         engine, store = self.engine, self.store
         space, key = flight.key
         kind, _, _, options = flight.load or _ENDED
@@ -150,15 +165,30 @@ class Landing:
             allowed = self._unfenced(flight, now, dropped)
         if not allowed:
             pass
+        elif weight < 0:
+            stored = False
+            if key not in space.data:
+                store.reject(space, key, -math.inf, dropped)
+            else:
+                self._back_off(flight, options, now)
         elif now is None:
             store.reject(space, key, -math.inf, dropped)
             stored = False
+        elif flight.heat is not None and not store.makes_room(
+            space, key, weight, flight.heat, now, dropped
+        ):
+            stored = False
         else:
-            ttl = engine.shortened(options) if options.jitter else options.ttl
+            told: LoadContext | None = flight.told
+            ttl = options.ttl if told is None or told.ttl is UNSET else told.ttl
+            if options.jitter:
+                ttl = shortened(ttl, options.jitter)
             if store.links.nodes or engine.watches:
                 engine.replaced(flight, now, dropped, doomed)
-            facts = None if flight.marks is None else self._facts(flight)
+            facts = None if flight.marks is None else self._facts(flight, now)
             stored = store.put(space, key, kind, value, weight, ttl, now, dropped, facts)
+            if space.counted and store.popularity is not None:
+                store.popularity.took((space, key), max(0.0, now - flight.begun))
             if store.links.nodes:
                 engine.trim(now, dropped, doomed)
         if store.events is not None:
@@ -177,11 +207,49 @@ class Landing:
         )
         return False
 
-    def _facts(self, flight: Flight) -> Facts:
+    def _facts(self, flight: Flight, now: float) -> Facts:
         """Locked. Return the facts of the entry that *flight* leaves; it takes over the link."""
         link, flight.link = flight.link, None
         marks: Marks = flight.marks
-        return marks.facts(self.store.generation, link)
+        facts = marks.facts(self.store.generation, link)
+        facts.seconds = max(0.0, now - flight.begun)
+        return facts
+
+    def _back_off(self, flight: Flight, options: CacheOptions, now: float | None) -> None:
+        """Locked. Let what is held at the key of *flight*, which brought nothing, stand a while."""
+        space, key = flight.key
+        entry = space.data.get(key)
+        facts = None if entry is None else entry.facts
+        if entry is None or now is None or not isinstance(facts, Facts):
+            return
+        facts.failures += 1
+        facts.retry = now + delay(options.error_backoff, facts.failures)
+        self.store.look_again(entry, facts.retry)
+
+    def time_out(self, flight: Flight, seconds: float) -> None:
+        """End *flight*, which has taken *seconds*, for those who wait; then cancel its task."""
+        engine = self.engine
+        now = engine.moment_or_none()
+        error = LoadTimeoutError(flight.name, seconds, "load_timeout")
+        outcome = Outcome(None, Failure(error, None), now)
+        with self._lock:
+            allowed = self.flights.land(flight)
+            waiting = self.flights.time_out(flight)
+            if waiting is None:
+                return
+            kind, _, _, options = flight.load or _ENDED
+            space, key = flight.key
+            engine.load_timeouts += 1
+            space.counters.loads += 1
+            space.counters.load_errors += 1
+            engine.failed(flight.key, error)
+            if allowed:
+                self._back_off(flight, options, now)
+            if self.store.events is not None:
+                self.store.events.load_failed(space, key, kind, type(error).__name__)
+        flight.cancel()
+        wake(waiting, outcome)
+        engine.tell()
 
     def fail(
         self,
@@ -227,6 +295,7 @@ class Landing:
         """End *flight* with the failure in *outcome*."""
         engine, now = self.engine, outcome.ended
         space, key = flight.key
+        options = (flight.load or _ENDED)[3]
         failure = cast("Failure", outcome.failure)
         stopped_by = failure.error.__cause__ if cancelled else None
         interrupted = isinstance(stopped_by, (KeyboardInterrupt, SystemExit))
@@ -237,8 +306,13 @@ class Landing:
                 engine.recent.count_waits()
             counters = space.counters
             # A load that was only stopped is none, unless somebody is told that it failed.
-            ended = not (cancelled and flight.cancelling) and (
-                not stopped_from_outside or any(_is_near(w, flight) for w in flight.waiters.items())
+            ended = (
+                not flight.timed_out
+                and not (cancelled and flight.cancelling)
+                and (
+                    not stopped_from_outside
+                    or any(_is_near(w, flight) for w in flight.waiters.items())
+                )
             )
             if flight.group is None:
                 counters.loads += ended
@@ -253,6 +327,7 @@ class Landing:
             if not allowed:
                 pass
             elif rejected:
+                self._back_off(flight, options, now)
                 self.store.reject(space, key, -math.inf if now is None else now, dropped)
             elif now is None:
                 pass
@@ -262,8 +337,11 @@ class Landing:
                 facts: Facts | None = None
                 if flight.marks is not None:
                     size += flight.marks.weight()
-                    facts = self._facts(flight)
+                    facts = self._facts(flight, now)
+                    facts.window = 0.0  # an answer of its own: nobody is served it past its time
                 self.store.put(space, key, None, memory, size, remember, now, dropped, facts)
+            elif ended:
+                self._back_off(flight, options, now)
             events = self.store.events
             if events is not None and ended:
                 kind = (flight.load or _ENDED)[0]

@@ -12,16 +12,18 @@ afterwards. A load never waits for a lock, and no caller owns one.
 import asyncio
 import logging
 import math
+import random
 import threading
 from collections.abc import Callable
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from enum import Enum, auto
 from inspect import isawaitable
+from time import monotonic
 from types import CoroutineType
 from typing import Any, Final, cast, final
 
 from ._engine import Engine, State
-from ._entries import Entry, Namespace
+from ._entries import Entry, Facts, Namespace
 from ._flights import (
     Failure,
     Flight,
@@ -37,11 +39,12 @@ from ._flights import (
 )
 from ._keys import DataKey
 from ._landing import Landing, Load, trimmed
+from ._loader import LoadContext
 from ._marks import Marks
 from ._tasks import start
-from .errors import CacheClosedError, LoadCancelledError, RecursiveLoadError
-from .options import CacheOptions
-from .outcomes import MissReason
+from .errors import CacheClosedError, LoadCancelledError, LoadTimeoutError, RecursiveLoadError
+from .options import AUTO, CacheOptions
+from .outcomes import MISSING, MissReason
 
 __all__ = ["Loads"]
 
@@ -50,6 +53,12 @@ _log = logging.getLogger("async_safe_cache")
 NESTED: Final = 8
 """Loads that begin inside each other's first step, at most: they share one stack, with all
 the calls that the user's loaders make on the way."""
+
+AGAIN: Final = 1.0
+"""Seconds after which a hit looks again whether the load that a hit before it began still runs."""
+
+_RANG: Final = Outcome(None, None, None)
+"""What a caller is woken with when a time is up for which it waits at most."""
 
 _Future: Final[Any] = asyncio.Future
 _Coroutine: Final[Any] = CoroutineType
@@ -61,16 +70,20 @@ class Step(Enum):
     JOIN = auto()
     LEAD = auto()
     CLEAN_UP = auto()
+    BEHIND = auto()
+    """Take the value at hand, and start the load that was opened behind it."""
 
 
-Turn = tuple[Step, Flight, float, Any]
-"""What to do, with which flight, when it began, and the waiter of this caller."""
+Turn = tuple[Step, Flight, float, Any, Entry | None]
+"""What to do, with which flight, when it began, the waiter of this caller, and the entry whose
+value it takes (behind which the load begins), or may take if it is stale."""
 
 # Looked up once: an Enum's members cost a call each before 3.12.
 _OPEN: Final = State.OPEN
 _JOIN: Final = Step.JOIN
 _LEAD: Final = Step.LEAD
 _CLEAN_UP: Final = Step.CLEAN_UP
+_BEHIND: Final = Step.BEHIND
 
 
 @final
@@ -93,33 +106,50 @@ class Loads:
         arguments: tuple[Any, ...],
         options: CacheOptions,
         marks: Marks | None = None,
+        told: LoadContext | None = None,
         *,
         refresh: bool = False,
         in_thread: bool = False,
+        heat: float | None = None,
     ) -> Any:
         """Return the value at *key*, by a hit, by joining its flight, or by a new one.
 
-        With *refresh* a fresh value is no hit, and nothing is counted as a call.
+        *told* is what the loader asks for. With *refresh* a fresh value is no hit, and
+        nothing is counted as a call. With *heat* it is done for nobody: see `Flight.heat`;
+        the load is isolated.
         """
         loop = asyncio.get_running_loop()
         current = current_flight.get()
         owner = None if in_thread else loop
         counted = refresh
+        soft, hard = math.inf, math.inf
+        if not options.plain:
+            soft, hard = _limits(options, loop)
         while True:
-            turn = self._enter(space, key, options, current, loop, owner, refresh, counted, marks)
+            turn = self._enter(
+                space, key, options, current, loop, owner, refresh, counted, marks, told
+            )
             if type(turn) is Entry:
                 result = turn.value
                 del turn
                 try:
-                    return opened(result)
+                    return opened(result) if options.copier is None else _copied(result, options)
                 finally:
                     del result
-            step, flight, begun, waiter = turn
+            step, flight, begun, waiter, stale = turn
             counted = True
-            timer = None
+            timer = alarm = None
+            if step is _BEHIND:
+                flight.load = kind, call, arguments, options
+                self._start_task(flight, loop, behind=True)
+                return _copied(cast("Entry", stale).value, options)
+            at = hard if stale is None else min(soft, hard)
+            if at < math.inf:
+                alarm = loop.call_at(at, _ring, waiter, context=Context())
             try:
                 if step is _LEAD:
                     flight.load = kind, call, arguments, options
+                    flight.heat = heat
                     if in_thread:
                         self._start_thread(flight)
                     else:
@@ -142,6 +172,13 @@ class Loads:
             finally:
                 if timer is not None:
                     timer.cancel()
+                if alarm is not None:
+                    alarm.cancel()
+            if outcome is _RANG:
+                if self._time_is_up(current, flight, waiter, stale, options, begun, at >= hard):
+                    return _copied(cast("Entry", stale).value, options)
+                soft = math.inf  # what could have been taken then has become too old
+                continue
             if current is not None:
                 current.waits_on.pop(waiter, None)
             if step is _CLEAN_UP:
@@ -155,8 +192,10 @@ class Loads:
                 self.engine.recent.fresh.append(outcome.ended - begun)
             failure = outcome.failure
             if failure is None:
-                return outcome.value
-            del outcome, waiter, flight, turn
+                return outcome.value if options.copier is None else options.copier(outcome.value)
+            if stale is not None and self._stands_in(stale, failure, options):
+                return _copied(stale.value, options)
+            del outcome, waiter, flight, turn, stale
             try:
                 failure.throw()
             finally:
@@ -180,16 +219,20 @@ class Loads:
             return call(*arguments)
         current = current_flight.get()
         counted = False
+        hard = options.hard_timeout
+        began = 0.0 if hard is None else monotonic()
         while True:
-            turn = self._enter(space, key, options, current, None, None, False, counted, marks)
+            turn = self._enter(
+                space, key, options, current, None, None, False, counted, marks, None
+            )
             if type(turn) is Entry:
                 result = turn.value
                 del turn
                 try:
-                    return opened(result)
+                    return opened(result) if options.copier is None else _copied(result, options)
                 finally:
                     del result
-            step, flight, begun, waiter = turn
+            step, flight, begun, waiter, stale = turn
             counted = True
             outcome: Outcome | None
             try:
@@ -198,10 +241,16 @@ class Loads:
                     outcome = self._lead(flight)
                 else:
                     seconds = options.cancel_grace if step is _CLEAN_UP else math.inf
+                    if hard is not None:
+                        seconds = min(seconds, max(0.0, began + hard - monotonic()))
                     self.engine.guards.wait_here(flight, waiter, seconds)
                     outcome = waiter.outcome
             finally:
                 self._forget(current, flight, waiter)
+            if outcome is None and hard is not None and step is not _LEAD:
+                over = monotonic() >= began + hard
+                if over and self._given_up(flight, stale, options, begun, hard):
+                    return _copied(cast("Entry", stale).value, options)
             if step is _CLEAN_UP:
                 self._overtake(flight, options.cancel_grace)
                 continue
@@ -211,8 +260,10 @@ class Loads:
                 self.engine.recent.fresh.append(outcome.ended - begun)
             failure = outcome.failure
             if failure is None:
-                return outcome.value
-            del outcome, waiter, flight, turn
+                return outcome.value if options.copier is None else options.copier(outcome.value)
+            if stale is not None and self._stands_in(stale, failure, options):
+                return _copied(stale.value, options)
+            del outcome, waiter, flight, turn, stale
             try:
                 failure.throw()
             finally:
@@ -229,6 +280,7 @@ class Loads:
         refresh: bool,
         counted: bool,
         marks: Marks | None,
+        told: LoadContext | None,
     ) -> Entry | Turn:
         """Decide, in one step, what this caller does; *owner* is the loop of a load of its own."""
         engine, store, flights = self.engine, self.store, self.flights
@@ -236,6 +288,8 @@ class Loads:
         if engine.later:
             engine.settle()
         unfit: MissReason | None = None
+        stale: Entry | None = None
+        reason: MissReason | None = None
         with self._lock:
             if engine.state is not _OPEN:
                 engine.admit()
@@ -254,8 +308,18 @@ class Loads:
                         unfit = engine.unfit(entry, version)
                     if unfit is None:
                         space.counters.other_hits += not counted
-                        return entry
+                        if options.refresh_ahead is None and not space.counted:
+                            return entry
+                        return self._fresh(entry, options, loop, now, marks, told, counted)
+                elif not options.plain:
+                    stale = self._stale(space, key, options, now, marks)
+                    if stale is not None:
+                        turn = self._at_once(stale, options, loop, now, marks, told, counted)
+                        if turn is not None:
+                            return turn
             place = space, key
+            if space.counted and not counted and store.popularity is not None:
+                store.popularity.see(place, False, now)
             flight = flights.get(place, loop)
             if flight is not None and not flight.cancelling:
                 if marks is not None:
@@ -270,17 +334,16 @@ class Loads:
                     flight = flights.open(place, space.name, owner)
                 if not counted:
                     if unfit is None:
-                        engine.miss(space, key)
+                        reason = engine.miss(space, key)
                     else:
-                        engine.miss_unfit(space, unfit)
+                        reason = engine.miss_unfit(space, unfit)
                 elif refresh:
                     flight.refresh = True
+                flight.begun = now
                 if marks is not None:
-                    flight.marks = marks
-                    flight.generation = store.generation
-                    flight.link = engine.link(marks, place)
-                if store.events is not None:
-                    flight.begun = now
+                    self._mark(flight, marks)
+                if told is not None:
+                    self._brief(flight, told, options, loop, reason)
                 if current is not None:
                     flight.depth = current.depth + 1
                 if options.on_abandon == "finish":
@@ -304,11 +367,206 @@ class Loads:
                 else:
                     if not counted:
                         space.counters.coalesced += 1
+                        flight.heat = None
                     flight.waiters[waiter] = loop
                     step = _JOIN
             if current is not None:
                 current.wait_for(flight, waiter)
-            return step, flight, now, waiter
+            return step, flight, now, waiter, stale
+
+    # -- values at hand, and loads behind them
+
+    def _fresh(
+        self,
+        entry: Entry,
+        options: CacheOptions,
+        loop: Loop | None,
+        now: float,
+        marks: Marks | None,
+        told: LoadContext | None,
+        counted: bool,
+    ) -> Entry | Turn:
+        """Locked. Take a fresh *entry*; open a load behind it if it is time to refresh it."""
+        if entry.space.counted and not counted:
+            self._count_hit(entry, now)
+        if options.refresh_ahead is None or loop is None or not _is_soon(entry, options, now):
+            return entry
+        if type(entry.value) is Failure:
+            return entry
+        self.store.facts_of(entry)  # where a failure is remembered
+        self.store.look_again(entry, now + AGAIN)  # hits have nothing to do meanwhile
+        if self.flights.get((entry.space, entry.key), loop) is not None:
+            return entry
+        return self._open_behind(entry, options, loop, now, marks, told)
+
+    def _stale(
+        self,
+        space: Namespace,
+        key: DataKey,
+        options: CacheOptions,
+        now: float,
+        marks: Marks | None,
+    ) -> Entry | None:
+        """Locked. Return the stale entry of *key* that this caller may be given."""
+        version = space.version if marks is None else marks.version
+        entry = self.engine.stale(space, key, now, version)
+        return entry if entry is not None and now < entry.deadline + options.window else None
+
+    def _at_once(
+        self,
+        entry: Entry,
+        options: CacheOptions,
+        loop: Loop | None,
+        now: float,
+        marks: Marks | None,
+        told: LoadContext | None,
+        counted: bool,
+    ) -> Entry | Turn | None:
+        """Locked. Take a stale *entry* if there is nothing to wait for; None: there is.
+
+        It is being revalidated; or the last load failed a moment ago; or the load that
+        runs has outlived this caller's patience already.
+        """
+        facts = cast("Facts", entry.facts)
+        flight = self.flights.get((entry.space, entry.key), loop)
+        revalidating = now < entry.deadline + options.stale_while_revalidate
+        slow = (
+            flight is not None
+            and not flight.cancelling
+            and options.soft_timeout is not None
+            and now - flight.begun >= options.soft_timeout
+        )
+        if not (revalidating or slow or now < facts.retry):
+            return None
+        entry.space.counters.other_hits += not counted
+        if entry.space.counted and not counted:
+            self._count_hit(entry, now)
+        self.engine.stale_served += 1
+        self.store.order.touch(entry)
+        if not revalidating or flight is not None or now < facts.retry:
+            return entry
+        return self._open_behind(entry, options, loop, now, marks, told)
+
+    def _count_hit(self, entry: Entry, now: float) -> None:
+        """Locked. Count a hit that did not come by the fast lookup."""
+        entry.used += 1
+        if self.store.popularity is not None:
+            self.store.popularity.see((entry.space, entry.key), True, now)
+
+    def _open_behind(
+        self,
+        entry: Entry,
+        options: CacheOptions,
+        loop: Loop | None,
+        now: float,
+        marks: Marks | None,
+        told: LoadContext | None,
+    ) -> Turn:
+        """Locked. Open the flight of a load that nobody waits for."""
+        place = entry.space, entry.key
+        flight = self.flights.open(place, entry.space.name, loop)
+        flight.refresh = flight.keep = True
+        flight.begun = now
+        if marks is not None:
+            self._mark(flight, marks)
+        if told is not None:
+            reason = MissReason.EXPIRED if entry.deadline <= now else None
+            self._brief(flight, told, options, loop, reason)
+        return _BEHIND, flight, now, None, entry
+
+    def _mark(self, flight: Flight, marks: Marks) -> None:
+        """Locked. Let *flight* store *marks* with its value."""
+        flight.marks = marks
+        flight.generation = self.store.generation
+        flight.link = self.engine.link(marks, flight.key)
+
+    def _brief(
+        self,
+        flight: Flight,
+        told: LoadContext,
+        options: CacheOptions,
+        loop: Loop | None,
+        reason: MissReason | None,
+    ) -> None:
+        """Locked. Tell the loader of *flight* what it may know."""
+        space, key = flight.key
+        flight.told = told
+        fresh = self.engine.peek(space, key, flight.begun)
+        held = fresh or self.engine.stale(space, key, flight.begun, space.version)
+        if reason is None and fresh is None:
+            reason = self.store.reason(space, key)
+        if held is None:
+            told.brief(reason, MISSING, (), 0)
+        else:
+            facts = held.facts
+            failures = facts.failures if isinstance(facts, Facts) else 0
+            told.brief(reason, held.value, held.tags, failures)
+        if options.load_timeout is not None and loop is not None:
+            told.deadline = loop.time() + options.load_timeout
+
+    def _stands_in(self, entry: Entry, failure: Failure, options: CacheOptions) -> bool:
+        """Tell whether a stale *entry* is an answer in place of *failure*, and count it as one."""
+        error = failure.error
+        if isinstance(error, CacheClosedError) or options.is_answer(error):
+            return False
+        return self._may_stand_in(entry, options)
+
+    def _may_stand_in(self, entry: Entry, options: CacheOptions) -> bool:
+        now = self.engine.moment_or_none()
+        with self._lock:
+            allowed = (
+                now is not None
+                and now < entry.deadline + options.window
+                and entry.kept(now) is not None
+            )
+            self.engine.stale_served += allowed
+        return allowed
+
+    def _time_is_up(
+        self,
+        current: Flight | None,
+        flight: Flight,
+        waiter: Waiter,
+        stale: Entry | None,
+        options: CacheOptions,
+        begun: float,
+        last: bool,
+    ) -> bool:
+        """Leave *flight*, which takes too long; tell whether the stale value is taken.
+
+        Raises:
+            LoadTimeoutError: There is none, and it was the *last* time.
+        """
+        taken = stale is not None and self._may_stand_in(stale, options)
+        if taken or not last:
+            flight.keep = True  # what is taken now is stale: the next one is on its way
+        elif options.on_abandon == "cancel":
+            flight.keep = False  # a load that hangs is in nobody's interest any more
+        self._forget(current, flight, waiter)
+        now = self.engine.moment_or_none()
+        if now is not None and (taken or last):
+            self.engine.recent.fresh.append(now - begun)
+        if last and not taken:
+            raise LoadTimeoutError(flight.name, options.hard_timeout or 0.0, "hard_timeout")
+        return taken
+
+    def _given_up(
+        self,
+        flight: Flight,
+        stale: Entry | None,
+        options: CacheOptions,
+        begun: float,
+        seconds: float,
+    ) -> bool:
+        """Do the same for a thread that has left."""
+        now = self.engine.moment_or_none()
+        if now is not None:
+            self.engine.recent.fresh.append(now - begun)
+        if stale is None or not self._may_stand_in(stale, options):
+            raise LoadTimeoutError(flight.name, seconds, "hard_timeout")
+        return True
+
+    # -- what is refused, and who leaves
 
     def _of_version(self, flight: Flight, version: object) -> Flight | None:
         """Locked. Return *flight* if it loads a value of *version*; otherwise shut it out."""
@@ -366,13 +624,19 @@ class Loads:
                 grace,
             )
 
-    def _start_task(self, flight: Flight, loop: Loop) -> None:
-        """Run *load* in a task of the cache's own, which no caller owns."""
-        context = copy_context()
+    def _start_task(self, flight: Flight, loop: Loop, *, behind: bool = False) -> None:
+        """Run *load* in a task of the cache's own, which no caller owns.
+
+        One *behind* a value pins and sees no request, and does not begin before its
+        caller has that value.
+        """
+        options: CacheOptions = flight.load[3]
+        isolated = behind or flight.heat is not None or options.context == "isolated"
+        context = _isolated(options) if isolated else copy_context()
         context.run(current_flight.set, flight)
         running = self._run(flight)
         try:
-            eager = flight.depth % NESTED != NESTED - 1
+            eager = not behind and flight.depth % NESTED != NESTED - 1
             name = f"load of {flight.name}"
             task = start(loop, running, name=name, context=context, eager=eager)
         except BaseException as error:
@@ -385,12 +649,19 @@ class Loads:
         if flight.done:
             return  # it needed no await
         flight.task = task
+        if options.load_timeout is not None:
+            seconds = options.load_timeout
+            end = self.landing.time_out
+            flight.alarm = loop.call_later(seconds, end, flight, seconds, context=Context())
         task.add_done_callback(lambda _: self._task_done(flight))
         if flight.cancelling:
             flight.cancel()
 
     def _task_done(self, flight: Flight) -> None:
         """End the flight of a task that is over, if it is not ended."""
+        if flight.alarm is not None:
+            flight.alarm.cancel()
+            flight.alarm = None
         if flight.done:
             return
         if flight.outcome is not None:
@@ -408,7 +679,8 @@ class Loads:
             finally:
                 self.engine.workers.discard(threading.current_thread())
 
-        context = copy_context()
+        # `_lead` isolates what is to be isolated, but for what is loaded for nobody.
+        context = copy_context() if flight.heat is None else _isolated(flight.load[3])
         thread = threading.Thread(
             target=context.run, args=(work,), name=f"load of {flight.name}", daemon=True
         )
@@ -465,12 +737,17 @@ class Loads:
     def _lead(self, flight: Flight) -> Outcome | None:
         """Run the loader of a plain `def` in this thread."""
         load: Load = flight.load
-        _, call, arguments, _ = load
+        _, call, arguments, options = load
         value: object = None
         error: BaseException | None = None
         token = current_flight.set(flight)
         try:
-            value = call(*arguments)
+            if options.context == "isolated":
+                context = _isolated(options)
+                context.run(current_flight.set, flight)
+                value = context.run(call, *arguments)
+            else:
+                value = call(*arguments)
         except BaseException as caught:  # noqa: BLE001 - every waiter gets it
             error = trimmed(caught)
         finally:
@@ -492,3 +769,60 @@ def opened(value: object) -> Any:
         value.throw()
     finally:
         del value
+
+
+def _copied(value: object, options: CacheOptions) -> Any:
+    """Return what a caller is handed for *value*: itself or a copy; raise it if it is a failure."""
+    try:
+        result = opened(value)
+        return result if options.copier is None else options.copier(result)
+    finally:
+        del value
+
+
+def _limits(options: CacheOptions, loop: Loop) -> tuple[float, float]:
+    """Return when a caller takes what is stale, and when it waits no longer."""
+    now, soft, hard = loop.time(), options.soft_timeout, options.hard_timeout
+    return (
+        math.inf if soft is None else now + soft,
+        math.inf if hard is None else now + hard,
+    )
+
+
+def _ring(waiter: "asyncio.Future[Outcome | None]") -> None:
+    """Wake *waiter*, unless it is done: its time is up."""
+    if not waiter.done():
+        waiter.set_result(_RANG)
+
+
+def _isolated(options: CacheOptions) -> Context:
+    """Return a context that knows of the running one no more than the options name."""
+    context = Context()
+    for variable in (*options.vary_on, *options.propagate):
+        value = variable.get(MISSING)
+        if value is not MISSING:
+            context.run(variable.set, value)
+    return context
+
+
+def _is_soon(entry: Entry, options: CacheOptions, now: float) -> bool:
+    """Tell whether a read of *entry*, which is fresh, is to begin the next load.
+
+    By chance, it is the sooner the longer a load takes, so that on many machines one
+    after the other begins: XFetch (Vattani et al., "Optimal Probabilistic Cache Stampede
+    Prevention", VLDB 2015), with beta 1.
+    """
+    facts = entry.facts
+    known = facts if isinstance(facts, Facts) else None
+    if entry.deadline == math.inf or (known is not None and now < known.retry):
+        return False
+    if options.refresh_ahead == AUTO:
+        seconds = 0.0 if known is None else known.seconds
+        return now - seconds * math.log(1.0 - random.random()) >= entry.deadline  # noqa: S311
+    left = (entry.deadline - entry.born) * (1 - (options.refresh_ahead or 0.0))
+    return now >= min(entry.deadline - left, _soon(entry))
+
+
+def _soon(entry: Entry) -> float:
+    """Return when the fast lookup lets a hit go the long way."""
+    return entry.since if entry.space.ahead is not None else math.inf

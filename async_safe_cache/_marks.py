@@ -8,10 +8,13 @@ from ._keys import DataKey
 from ._links import Link
 from ._weight import weigh_key
 
-__all__ = ["FACTS_OVERHEAD", "LINK_OVERHEAD", "TAG_OVERHEAD", "Marks", "Place"]
+__all__ = ["FACTS_OVERHEAD", "KEPT_OVERHEAD", "LINK_OVERHEAD", "TAG_OVERHEAD", "Marks", "Place"]
 
-FACTS_OVERHEAD: Final = 128
+FACTS_OVERHEAD: Final = 192
 """Bytes of an entry that has more facts than a generation."""
+
+KEPT_OVERHEAD: Final = 288
+"""Bytes of an entry that is kept past its ttl, with its place in the index of these."""
 
 TAG_OVERHEAD: Final = 592
 """Bytes that one tag of one entry costs at the worst, when no other entry has it."""
@@ -25,16 +28,17 @@ Place = tuple[Namespace, DataKey]
 
 @final
 class Marks:
-    """Tags, dependencies and version of one call's value; checked, and computed outside the lock.
+    """What one call says of its value; checked, and computed outside the lock.
 
     Attributes:
         tags: Each once.
         sources: What the value depends on.
         version: What it is stored under, and may be read under.
         added: Where a loader puts the tags that it adds, until it ends; None if it cannot.
+        window: Seconds that the value is kept past its ttl.
     """
 
-    __slots__ = ("added", "sources", "tags", "version")
+    __slots__ = ("added", "sources", "tags", "version", "window")
 
     def __init__(
         self,
@@ -42,11 +46,13 @@ class Marks:
         sources: tuple[Place, ...] = (),
         version: object = None,
         added: list[str] | None = None,
+        window: float = 0.0,
     ) -> None:
         self.tags = tags
         self.sources = sources
         self.version = version
         self.added = added
+        self.window = window
 
     def all_tags(self) -> tuple[str, ...]:
         """Return the tags, with those that the loader has added by now."""
@@ -58,8 +64,9 @@ class Marks:
         """Return the bytes that these facts of an entry are accounted for."""
         tags = sum([TAG_OVERHEAD + sys.getsizeof(tag) for tag in self.all_tags()])
         sources = sum([LINK_OVERHEAD + weigh_key(key) for _, key in self.sources])
-        return FACTS_OVERHEAD + tags + sources
+        kept = KEPT_OVERHEAD if self.window else 0
+        return FACTS_OVERHEAD + kept + tags + sources
 
     def facts(self, generation: int, link: Link | None) -> Facts:
         """Return the same as facts of an entry, which takes over *link*."""
-        return Facts(generation, self.all_tags(), link, self.version)
+        return Facts(generation, self.all_tags(), link, self.version, self.window)

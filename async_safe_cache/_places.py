@@ -1,6 +1,7 @@
 """Where the keys that users give are stored: raw keys, `Key`s, and what a value depends on."""
 
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from typing import Any, Final, TypeVar, cast, final
 
 from ._entries import Namespace
@@ -8,6 +9,7 @@ from ._function import function_of
 from ._keys import PLAIN, DataKey, Key, canonical
 from ._marks import Marks, Place
 from .options import DECORATED, UNSET, CacheOptions, check_sources, check_tags
+from .outcomes import MISSING
 
 __all__ = ["Places"]
 
@@ -20,10 +22,13 @@ _PLAIN: Final = PLAIN
 class Places:
     """The keys of one cache."""
 
-    def __init__(self, name: str, store: object, raw: Namespace) -> None:
+    def __init__(
+        self, name: str, store: object, raw: Namespace, vary_on: tuple["ContextVar[Any]", ...] = ()
+    ) -> None:
         self.name = name
         self.store = store
         self.raw = raw
+        self.vary_on = vary_on
 
     def of(self, key: object) -> tuple[Namespace, DataKey, object]:
         """Return where *key* is stored: namespace, data key, kind."""
@@ -34,6 +39,9 @@ class Places:
             if not isinstance(space, Namespace) or space.store is not self.store:
                 raise ValueError(f"{known!r} belongs to another cache than {self.name!r}")
             return space, known.data, known.kind
+        if self.vary_on:
+            varied = key, *[variable.get(MISSING) for variable in self.vary_on]
+            return self.raw, canonical(varied, "key", raw=True), None
         data = canonical(key, "key", raw=True)
         return self.raw, data, cls if cls in _PLAIN else None
 
@@ -78,10 +86,11 @@ class Places:
         space = place[0]
         if version is UNSET:
             version = space.version
+        window = max(options.window, space.window)  # who reads decides how much of it counts
         if not (options.tags or options.depends_on or added is not None):
-            # An entry where hits look at dependencies has facts in any case, and pays for them.
-            plain = version == space.version and not space.linked
-            return None if plain else Marks(version=version)
+            # An entry where hits read its facts has them in any case, and pays for them.
+            plain = version == space.version and not (space.described or window)
+            return None if plain else Marks(version=version, window=window)
         tags = options.tags
         if callable(tags):
             tags = check_tags("tags", _computed("tags", tags, call))
@@ -91,7 +100,7 @@ class Places:
         sources = tuple(dict.fromkeys(map(self._source, depends_on)))
         if place in sources:
             raise ValueError("depends_on names the entry itself, which would invalidate itself")
-        return Marks(tags, sources, version, added)
+        return Marks(tags, sources, version, added, window)
 
     def _source(self, source: Any) -> Place:
         """Return the place of one thing that a value depends on: a key or a call."""

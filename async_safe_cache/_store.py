@@ -31,17 +31,19 @@ from math import inf
 from operator import attrgetter
 from typing import Any, ClassVar, Final, final
 
-from ._entries import Entry, Facts, Namespace
+from ._entries import Entry, Facts, Kept, Namespace
 from ._events import Events
-from ._eviction import Order, PolicyName, exhaust, order_of
+from ._eviction import Order, PolicyName, S3Fifo, exhaust, order_of
 from ._expiry import ExpiryIndex
 from ._keys import DataKey
 from ._links import Links
+from ._popularity import Popularity
 from ._removals import MOST, RemovalRecord, Segment
 from ._tags import TagFences, TagIndex
+from .options import AUTO
 from .outcomes import MissReason, RemovalCause
 
-__all__ = ["ENTRY_OVERHEAD", "TOUCH", "Store"]
+__all__ = ["ENTRY_OVERHEAD", "SEEN", "TOUCH", "Store"]
 
 ENTRY_OVERHEAD: Final = 672
 """Bytes of the library's own per entry: its slots, its places in the dict of its
@@ -50,6 +52,13 @@ records with their keys. Measured: see docs/memory.md."""
 
 TOUCH: Final = "_asc_touch"
 """The name by which a compiled wrapper knows `order.touch`."""
+
+LOAD_TIMES: Final = 8.0
+"""How many times its load an entry may be refreshed by chance before it expires: sooner, the
+chance is below 1 in 2,980 a read, and not worth a look."""
+
+SEEN: Final = "_asc_seen"
+"""The name by which it knows who is shown each hit."""
 
 PER_WRITE: Final = 4
 """Dead or due entries that one write frees on its way."""
@@ -116,8 +125,10 @@ class Store:
             what comes after from what was before: a change others depend on, a view, a
             load with tags. To whoever looks it has grown with every write.
         tagged: Entries held, dead ones included, with more facts than a generation.
+        stale: Entries held, dead ones included, past their deadline and kept still.
         off: Blocks that are open now, in which nothing is stored here.
         off_everywhere: Blocks that are open now, in which no store stores anything.
+        popularity: Where reads are counted, call by call; None as long as nobody asks.
         events: Whom to tell what is removed; None as long as nobody listens.
     """
 
@@ -141,15 +152,18 @@ class Store:
         self.bytes = 0
         self.generation = 1
         self.tagged = 0
+        self.stale = 0
         self.tags: TagIndex[Entry] = TagIndex()
         self.fences = TagFences()
         self.links = Links()
         self.rejected = 0
         self.off = 0
         self.events: Events | None = None
+        self.popularity: Popularity | None = None
         self.removals = dict.fromkeys(RemovalCause, 0)
         self.evictions = {"max_entries": 0, "max_memory_bytes": 0}
         self._expiry: ExpiryIndex[Entry] = ExpiryIndex()
+        self._kept: ExpiryIndex[Kept] = ExpiryIndex()  # of the stale ones
         self._record = RemovalRecord()
         self._occupied: dict[Namespace, None] = {}  # those with entries: bounded by them
         # The youngest last. Bounded by what was held when the clears came.
@@ -202,7 +216,11 @@ class Store:
 
         With *work*, look at so many at the most; what was not looked at counts as live.
         """
-        return self.count - self._expiry.count_due(now, work, _in_place if self._graves else None)
+        due = self._expiry.count_due(now, work, _in_place if self._graves else None)
+        stale = self.stale
+        if stale and self._graves:
+            stale = sum([_keeper(kept) is not None for kept in self._kept])
+        return self.count - due - stale
 
     # -- writing
 
@@ -228,7 +246,7 @@ class Store:
             return False
         old = space.data.get(key)
         if weight > self.max_bytes or self.max_entries < 1:
-            if old is not None and old.deadline > now:
+            if old is not None and (old.deadline > now or old.kept(now) is not None):
                 self._unlink(old, RemovalCause.REJECTED, dropped)
             self.reject(space, key, now, dropped)
             self._forgo(facts)
@@ -237,7 +255,7 @@ class Store:
             expired = old.deadline <= now
             self._unlink(old, _EXPIRED if expired else _REPLACED, dropped)
         # Most of the time `free` and `_make_room` have nothing to do, and are not asked.
-        if self._graves or now >= self._expiry.soonest:
+        if self._graves or now >= self._expiry.soonest or now >= self._kept.soonest:
             self.free(now, PER_WRITE, dropped)
         if self._graves or self.count >= self.max_entries or self.bytes + weight > self.max_bytes:
             self._make_room(weight, now, dropped)
@@ -255,11 +273,12 @@ class Store:
             entry.deadline = now + ttl
             if not space.timed:
                 entry.kind = None
-        entry.used = old is not None  # a write to what is there is a use of it
-        if facts is None and not space.linked:
+        # A write to what is there is a use of it, but no read.
+        entry.used = old is not None and not space.counted
+        if facts is None and not space.described:
             entry.facts = self.generation
         else:
-            self._describe(entry, facts)
+            self._describe(entry, facts, ttl, now)
         self._link(entry)
         return True
 
@@ -277,7 +296,8 @@ class Store:
         for entry in self.tags.take(pool, limit):
             if entry.space.data.get(entry.key) is entry:
                 fresh = entry.deadline > now
-                self._unlink(entry, RemovalCause.TAG_INVALIDATED if fresh else _EXPIRED, dropped)
+                held = fresh or entry.kept(now) is not None
+                self._unlink(entry, RemovalCause.TAG_INVALIDATED if held else _EXPIRED, dropped)
                 if fresh:
                     removed.append(entry)
         return removed
@@ -291,7 +311,7 @@ class Store:
     def reject(self, space: Namespace, key: DataKey, now: float, dropped: list[object]) -> None:
         """Remember that a value of *key* was returned and not stored."""
         old = space.data.get(key)
-        if old is not None and old.deadline <= now:
+        if old is not None and old.deadline <= now and old.kept(now) is None:
             # First, or the reason of the next miss would depend on who swept when.
             self._unlink(old, RemovalCause.EXPIRED, dropped)
         self.rejected += 1
@@ -309,14 +329,18 @@ class Store:
     ) -> bool:
         """Remove the entry of *key*; tell whether there was a fresh one.
 
-        With *fenced*, a load of *key* was just shut out: the cause is
-        remembered even if there was no entry.
+        One that only expires, and is kept past its ttl, becomes stale. With *fenced*, a
+        load of *key* was just shut out: the cause is remembered even if there was no entry.
         """
         self.free(now, PER_WRITE, dropped)
         entry = space.data.get(key)
         if entry is not None:
             fresh = entry.deadline > now
-            self._unlink(entry, cause if fresh else RemovalCause.EXPIRED, dropped)
+            if fresh and cause is _EXPIRED and entry.kept(now) is not None:
+                self._lapse(entry, now)
+                return True
+            held = fresh or entry.kept(now) is not None
+            self._unlink(entry, cause if held else _EXPIRED, dropped)
             if fresh:
                 return True
         if fenced:
@@ -328,6 +352,50 @@ class Store:
         records = self._record.foresee(len(keys), len(keys))
         records.room = 0
         records.add_many(space, keys, MissReason.VERSION_MISMATCH)
+
+    def makes_room(
+        self, space: Namespace, key: DataKey, weight: int, heat: float, now: float,
+        dropped: list[object],
+    ) -> bool:  # fmt: skip
+        """Tell whether *key* may have an entry of *weight* that is worth *heat* reads.
+
+        Frees what is dead or due for it, and evicts what was read less; nothing else.
+        """
+        while True:
+            old = space.data.get(key)
+            count = self.count + self._dead - (old is not None)
+            size = self.bytes + self._dead_bytes - (0 if old is None else old.weight)
+            over_bytes = size + weight > self.max_bytes
+            if not over_bytes and count < self.max_entries:
+                return True
+            if weight > self.max_bytes or self.max_entries < 1:
+                return True  # `put` refuses it, and says why
+            if (self._graves or now >= self._expiry.soonest) and self.free(now, 1, dropped):
+                continue
+            victim = self.order.oldest()
+            if victim is None or victim is old or not self._reads(victim) < heat:
+                return False
+            self.evictions["max_memory_bytes" if over_bytes else "max_entries"] += 1
+            self._unlink(victim, _EVICTED, dropped)
+
+    def crowded(self, heat: float, now: float) -> bool:
+        """Tell whether a new entry that is worth *heat* reads would find no room.
+
+        By a look: a large value may find none though this says that it would.
+        """
+        full = self.count + self._dead >= self.max_entries or (
+            self.bytes + self._dead_bytes + ENTRY_OVERHEAD > self.max_bytes
+        )
+        if not full or self._graves or now >= self._expiry.soonest:
+            return False
+        victim = self.order.oldest()
+        return victim is not None and not self._reads(victim) < heat
+
+    def _reads(self, entry: Entry) -> float:
+        """Return how often *entry* was read lately; inf where nobody counts."""
+        if self.popularity is None or not entry.space.counted:
+            return inf
+        return entry.used + self.popularity.reads((entry.space, entry.key))
 
     def retime(self, entry: Entry, ttl: float | None, now: float) -> None:
         """Give a fresh *entry* a new time to live from now, as its latest use."""
@@ -341,7 +409,64 @@ class Store:
             deadline = now + ttl
             entry.since, entry.deadline = deadline - born, deadline
             self._expiry.add(entry)
+        if isinstance(entry.facts, Facts):
+            self._time(entry, entry.facts, ttl, born)
         self.order.touch(entry)
+
+    def facts_of(self, entry: Entry) -> Facts:
+        """Return the facts of *entry*, which is in its namespace; it has some from now on."""
+        facts = entry.facts
+        if not isinstance(facts, Facts):
+            facts = Facts(facts, (), None, entry.space.version)
+            entry.facts = facts
+            self.tagged += 1
+        return facts
+
+    def measure(self, popularity: Popularity) -> None:
+        """Count the reads of calls in *popularity* from now on."""
+        self.popularity = popularity
+        self._let_spend()
+
+    def _let_spend(self) -> None:
+        if self.popularity is not None and isinstance(self.order, S3Fifo):
+            self.order.spend = self.hand_over
+
+    def look_again(self, entry: Entry, moment: float) -> None:
+        """Let hits of *entry* look again at *moment* whether there is more to do."""
+        if entry.space.ahead is not None:
+            entry.since = min(entry.deadline, moment)
+
+    def _time(self, entry: Entry, facts: Facts, ttl: float | None, born: float) -> None:
+        """Note what follows from the deadline of *entry*, and its time to live."""
+        deadline, ahead = entry.deadline, entry.space.ahead
+        if ahead is not None:
+            facts.born, entry.since = born, deadline
+            if ttl is not None:
+                early = LOAD_TIMES * facts.seconds if ahead == AUTO else ttl * (1 - ahead)
+                entry.since = deadline - min(ttl, early)
+        facts.kept = None
+        if facts.window and ttl is not None:
+            facts.kept = Kept(deadline + facts.window, entry.space, entry.key)
+
+    def _lapse(self, entry: Entry, now: float) -> None:
+        """Let a fresh *entry* be stale from now on."""
+        born, facts = entry.born, entry.facts
+        self._expiry.discard(entry)
+        entry.since, entry.deadline = now - born, now
+        if isinstance(facts, Facts):
+            self._time(entry, facts, now - born, born)
+            self.look_again(entry, now)
+            self._let_be(entry, facts)
+
+    def _let_be(self, entry: Entry, facts: Facts) -> bool:
+        """Keep *entry*, which has just left the expiry index, past its deadline, if it is to be."""
+        kept = facts.kept
+        if kept is None or not _in_place(entry):
+            return False
+        kept.stale = True
+        self.stale += 1
+        self._kept.add(kept)
+        return True
 
     def free(self, now: float, limit: int, dropped: list[object]) -> int:
         """Free up to *limit* entries that are dead or due; return how many."""
@@ -350,9 +475,26 @@ class Store:
             due = self._expiry.take_due(now, limit - freed)
             if not due:
                 break
-            self._unlink_due(due, dropped)
             freed += len(due)
+            if self.tagged:
+                due = [entry for entry in due if not self._stays(entry)]
+            self._unlink_due(due, dropped)
+        while freed < limit and now >= self._kept.soonest:
+            over = self._kept.take_due(now, limit - freed)
+            if not over:
+                break
+            freed += len(over)
+            self.stale -= len(over)
+            for kept in over:
+                kept.stale = False
+                entry = _keeper(kept)
+                if entry is not None:
+                    self._unlink(entry, _EXPIRED, dropped)
         return freed
+
+    def _stays(self, entry: Entry) -> bool:
+        facts = entry.facts
+        return isinstance(facts, Facts) and self._let_be(entry, facts)
 
     def clear_spaces(
         self,
@@ -389,10 +531,13 @@ class Store:
             self._entomb(space, RemovalCause.CLEARED, now, records, placed=False)
         self._occupied = {}
         wreck: list[Any] = [self._expiry.spoils(), *self.order.spoils(), self.tags.spoils()]
+        wreck.append(self._kept.spoils())
         self.tags = TagIndex()
         self.order = self._new_order()
+        self._let_spend()
         self.names[TOUCH] = self.order.touch
         self._expiry = ExpiryIndex()
+        self._kept = ExpiryIndex()
         self.count = 0
         self.bytes = 0
         return wreck
@@ -426,12 +571,13 @@ class Store:
             self._expiry.add(entry)
         data[entry.key] = entry  # last: from here on a hit may find it
 
-    def _describe(self, entry: Entry, facts: Facts | None) -> None:
+    def _describe(self, entry: Entry, facts: Facts | None, ttl: float | None, now: float) -> None:
         """Give *entry*, which is about to be linked, its facts."""
         space = entry.space
         if facts is None:
-            facts = Facts(self.generation, (), None, space.version)
+            facts = Facts(self.generation, (), None, space.version, space.window)
         entry.facts = facts
+        self._time(entry, facts, ttl, now)
         if facts.version != space.version or (facts.link is not None and not space.linked):
             entry.kind = None  # so that no lookup finds it that does not look at this
         self.tagged += 1
@@ -444,6 +590,17 @@ class Store:
             self.tagged -= 1
             self.tags.discard(entry, facts.tags)
             self._forgo(facts)
+            kept = facts.kept
+            if kept is not None and kept.stale:
+                kept.stale = False
+                self.stale -= 1
+                self._kept.discard(kept)
+
+    def hand_over(self, entry: Entry) -> None:
+        """Let the popularity of its call have the hits counted at *entry*."""
+        used = entry.used
+        if used and entry.space.counted and self.popularity is not None:
+            self.popularity.read((entry.space, entry.key), used)
 
     def _forgo(self, facts: Facts | None) -> None:
         if facts is not None and facts.link is not None:
@@ -469,6 +626,8 @@ class Store:
             self._expiry.discard(entry)
         if self.tagged:
             self._strip(entry)
+        if self.popularity is not None:
+            self.hand_over(entry)
         self.removals[cause] += 1
         dropped.append(entry)
         reason = _REASON_OF.get(cause)
@@ -507,6 +666,9 @@ class Store:
         if self.tagged:
             for entry in entries:
                 self._strip(entry)
+        if self.popularity is not None:
+            for entry in entries:
+                self.hand_over(entry)
         self.removals[RemovalCause.EXPIRED] += len(entries)
         self.count -= len(entries)
         dropped.extend(entries)
@@ -620,6 +782,9 @@ class Store:
         if self.tagged:
             for entry in entries:
                 self._strip(entry)
+        if self.popularity is not None:
+            for entry in entries:
+                self.hand_over(entry)
         if grave.placed:
             self.order.discard_many(entries)
             for entry in entries:
@@ -634,8 +799,9 @@ class Store:
         """Drop all graves at once, and all that was known of what is in them."""
         self._graves = {}
         self._dead = self._dead_bytes = 0
-        self.tagged = 0
+        self.tagged = self.stale = 0
         self.tags = TagIndex()
+        self._kept = ExpiryIndex()
         self.links = Links()
 
     # -- proof
@@ -678,11 +844,28 @@ class Store:
             ),
             "bytes of each namespace",
         )
+        stale = {
+            entry: facts.kept
+            for entry in self.described()
+            if isinstance(facts := entry.facts, Facts) and facts.kept and facts.kept.stale
+        }
+        placed_or_live = {*entries, *placed}
         _claim(
-            set(self._expiry) == {entry for entry in ordered if entry.deadline != inf},
-            "the expiry index holds exactly the ordered entries with a deadline",
+            set(self._expiry)
+            == {entry for entry in ordered if entry.deadline != inf and entry not in stale},
+            "the expiry index holds exactly the ordered entries with a deadline that are not kept",
+        )
+        _claim(
+            set(self._kept) == {kept for entry, kept in stale.items() if entry in placed_or_live},
+            "the other index holds exactly what is kept past its deadline",
+        )
+        _claim(len(stale) == self.stale, "everything stale is counted")
+        _claim(
+            all(_keeper(kept) is entry for entry, kept in stale.items() if _in_place(entry)),
+            "what is kept is in its namespace",
         )
         self._expiry.check()
+        self._kept.check()
         self.order.check()
         _claim(not any(map(_in_place, dead)), "the dead are in no namespace")
         _claim(len(dead) == self._dead, "every dead entry is counted")
@@ -708,6 +891,13 @@ class Store:
             "no fast lookup finds an entry with dependencies unseen",
         )
         _claim(len(self._record) <= 2 * MOST, "removal records within their bound")
+
+
+def _keeper(kept: Kept) -> Entry | None:
+    """Return the entry that *kept* keeps, if it is in its namespace."""
+    entry = kept.space.data.get(kept.key)
+    facts = None if entry is None else entry.facts
+    return entry if isinstance(facts, Facts) and facts.kept is kept else None
 
 
 def _in_place(entry: Entry) -> bool:

@@ -197,7 +197,7 @@ class Transaction:
         behind = engine.behind(self._writes, self._tags, now)
         tags = self._tags.keys()
         values = {
-            place: entry.value
+            place: entry.handed
             for place, entry in zip(asked, entries, strict=True)
             if entry is not None and place not in behind and tags.isdisjoint(entry.tags)
         }

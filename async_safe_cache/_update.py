@@ -96,4 +96,5 @@ def _kept(entry: Entry, own: Marks | None, given: dict[str, Any]) -> Marks | Non
         facts.tags if tags is UNSET else own.tags,
         tuple([node.place for node in nodes]) if sources is UNSET else own.sources,
         facts.version,
+        window=facts.window,
     )

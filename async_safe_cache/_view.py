@@ -67,7 +67,7 @@ class View:
             CacheClosedError: The cache is closed.
         """
         found = self._read([self._places.of(key)[:2]], self._engine.clock())[0]
-        return found.value if isinstance(found, Entry) else default
+        return found.handed if isinstance(found, Entry) else default
 
     async def lookup(self, key: object) -> Lookup[Any]:
         """Return the value of *key* with its age, or why there is none; ABSENT if it is younger.
@@ -92,7 +92,7 @@ class View:
         places = self._places.several("get_many", keys)
         found = self._read([place[:2] for place in places.values()], self._engine.clock())
         return {
-            key: entry.value
+            key: entry.handed
             for key, entry in zip(places, found, strict=True)
             if isinstance(entry, Entry)
         }
@@ -105,10 +105,15 @@ class View:
         return self._engine.read_as_of(places, now, self._generation)
 
 
-def lookup_of(found: Entry | MissReason, now: float) -> Lookup[Any]:
-    """Return what was *found* as users see it."""
+def lookup_of(found: Entry | MissReason, now: float, stale: Entry | None = None) -> Lookup[Any]:
+    """Return what was *found* as users see it; *stale* is what is kept in its place."""
     if isinstance(found, MissReason):
+        if stale is not None:
+            return Lookup(
+                hit=False, value=stale.handed, reason=found, age=max(0.0, now - stale.born),
+                ttl_left=0.0, stale=True,
+            )  # fmt: skip
         return Lookup(hit=False, value=MISSING, reason=found, age=None, ttl_left=None)
     left = None if found.deadline == float("inf") else found.deadline - now
     age = max(0.0, now - found.born)
-    return Lookup(hit=True, value=found.value, reason=None, age=age, ttl_left=left)
+    return Lookup(hit=True, value=found.handed, reason=None, age=age, ttl_left=left)

@@ -21,14 +21,16 @@ import inspect
 import linecache
 import sys
 from collections.abc import Callable
-from functools import lru_cache
+from contextvars import ContextVar
+from functools import lru_cache, partial
 from keyword import iskeyword
-from types import CellType, CodeType
+from types import CellType, CodeType, FunctionType
 from typing import Any, Final, NamedTuple, final
 
 from ._entries import Entry
 from ._eviction import PolicyName
-from ._store import TOUCH
+from ._store import SEEN, TOUCH
+from .outcomes import MISSING
 
 __all__ = ["Compiled", "Parameters", "compile_wrapper"]
 
@@ -42,9 +44,9 @@ _FAST: Final = """\
         nonlocal _asc_hits
         try:
 {find}            if {same}{fresh}:
-                {use}
+{first}                {use}
                 _asc_hits += 1
-                return _asc_entry.value
+                return {value}
         except _asc_Exception:
             pass
 """
@@ -59,6 +61,17 @@ _METHOD: Final = """\
 """
 
 _FRESH: Final = " and _asc_clock() < _asc_entry.deadline"
+
+_SOON: Final = " and _asc_clock() < _asc_entry.since"
+
+# What may fail comes before the hit is counted: the long way counts it, too.
+_COUNT: Final = "                _asc_entry.used += 1\n"
+
+_SEE: Final = f"                {SEEN}(_asc_entry)\n"
+
+_COPY: Final = "                _asc_value = _asc_copy(_asc_entry.value)\n"
+
+_VARY: Final = "        _asc_vary_{place} = _asc_get_{place}(_asc_missing)\n"
 
 _CURRENT: Final = " and _asc_entry.facts.current()"  # a few function calls: for dependents alone
 
@@ -75,7 +88,7 @@ _USE: Final = {"lru": f"{TOUCH}(_asc_entry)", "s3fifo": "_asc_entry.used = True"
 
 _SOURCE: Final = """\
 def bind({head}):
-    return ({values})
+{bound}    return ({values})
 
 def invoke(f, v):
     return f({call})
@@ -84,7 +97,7 @@ def make():
     _asc_hits = 0
 
     {async_}def wrapper({head}):
-{fast}        return {await_}_asc_miss(({values}))
+{vary}{fast}        return {await_}_asc_miss(({values}))
 
     return wrapper
 """
@@ -110,13 +123,20 @@ class Parameters(NamedTuple):
 
 @final
 class Compiled(NamedTuple):
-    """What was compiled for one function; `hits` is the cell in which the wrapper counts."""
+    """What was compiled for one function.
+
+    Attributes:
+        hits: The cell in which the wrapper counts.
+        counting: Returns the source of a wrapper that counts the hits of each entry, too,
+            and shows them, or not.
+    """
 
     wrapper: Callable[..., Any]
     hits: CellType
     bind: Callable[..., tuple[Any, ...]]
     invoke: Callable[[Callable[..., Any], tuple[Any, ...]], Any]
     source: str
+    counting: Callable[[bool], str]
 
 
 def parameters(signature: inspect.Signature) -> Parameters:
@@ -160,10 +180,16 @@ def _source(
     fast: bool,
     timed: bool,
     linked: bool,
+    ahead: bool,
+    counted: bool,
+    seen: bool,
+    copied: bool,
+    vary: int,
     policy: PolicyName,
 ) -> str:
     """Return the source of the functions."""
-    own = form.names[1:] if method else form.names
+    varying = tuple(f"_asc_vary_{place}" for place in range(vary))
+    own = (*(form.names[1:] if method else form.names), *varying)
     if len(own) == 1:
         key, same = own[0], f"_asc_type({own[0]}) is _asc_entry.kind"
     else:
@@ -181,14 +207,20 @@ def _source(
     return _SOURCE.format(
         head=form.head,
         call=form.call,
-        values="".join(f"{name}, " for name in form.names),
+        values="".join(f"{name}, " for name in (*form.names, *varying)),
+        bound="".join(_VARY.format(place=place)[4:] for place in range(vary)),
+        vary="".join(_VARY.format(place=place) for place in range(vary)),
         async_="async " if is_async else "",
         await_="await " if is_async else "",
         fast=_FAST.format(
             find=find,
             same=same,
-            fresh=(_FRESH if timed else "") + (_CURRENT if linked else ""),
-            use=_USE[policy],
+            fresh=(_SOON if ahead else _FRESH if timed else "") + (_CURRENT if linked else ""),
+            first=(_COUNT if counted and policy == "lru" else "")
+            + (_COPY if copied else "")
+            + (_SEE if seen else ""),
+            use=_COUNT.strip() if counted and policy == "s3fifo" else _USE[policy],
+            value="_asc_value" if copied else "_asc_entry.value",
         )
         if fast
         else "",
@@ -212,6 +244,11 @@ def compile_wrapper(
     fast: bool,
     timed: bool,
     linked: bool,
+    ahead: bool,
+    counted: bool,
+    seen: bool,
+    copied: bool,
+    vary: tuple["ContextVar[Any]", ...],
     policy: PolicyName,
     builtins: dict[str, Any],
     names: dict[str, object],
@@ -226,21 +263,31 @@ def compile_wrapper(
         fast: Whether hits are looked up by the raw arguments.
         timed: Whether a hit must look at the deadline: entries without one only else.
         linked: Whether a hit must ask if what it depends on has changed.
+        ahead: Whether a hit must look when the next load is to begin.
+        counted: Whether each hit is counted at its entry.
+        seen: Whether each hit is shown to the name `SEEN`.
+        copied: Whether a hit hands out a copy, which `copy` among the names makes.
+        vary: Context variables whose values are arguments, too: the last ones.
         policy: What a hit does to the order of eviction.
         builtins: The store's names, in which `touch` is always that of its order.
         names: What else the source uses: clock, miss, space and instances.
     """
     if any(name.startswith(PREFIX) for name in form.names):
         raise TypeError(f"parameters of a cached function must not begin with {PREFIX!r}")
-    source = _source(
+    source_of = partial(
+        _source,
         form,
         is_async=is_async,
         method=method,
         fast=fast and form.plain,
         timed=timed,
         linked=linked,
+        ahead=ahead,
+        copied=copied,
+        vary=len(vary),
         policy=policy,
     )
+    source = source_of(counted=counted, seen=seen)
     code = _code(source)
     scope: dict[str, Any] = {
         "__builtins__": builtins,
@@ -248,6 +295,8 @@ def compile_wrapper(
         f"{PREFIX}type": type,
         f"{PREFIX}id": id,
         f"{PREFIX}absent": _ABSENT,
+        f"{PREFIX}missing": MISSING,
+        **{f"{PREFIX}get_{place}": each.get for place, each in enumerate(vary)},
         f"{PREFIX}Exception": Exception,
         **{f"{PREFIX}{name}": value for name, value in names.items()},
         **dict(form.defaults),
@@ -257,4 +306,18 @@ def compile_wrapper(
     wrapper = scope.pop("make")()
     cells = dict(zip(wrapper.__code__.co_freevars, wrapper.__closure__ or (), strict=True))
     hits = cells.get(f"{PREFIX}hits") or CellType(0)
-    return Compiled(wrapper, hits, scope.pop("bind"), scope.pop("invoke"), source)
+
+    def counting(seen: bool) -> str:
+        return source_of(counted=True, seen=seen)
+
+    return Compiled(wrapper, hits, scope.pop("bind"), scope.pop("invoke"), source, counting)
+
+
+def count_reads(wrapper: FunctionType, source: str) -> None:
+    """Let a compiled *wrapper* count the hits of each entry from now on, as *source* does.
+
+    Its code alone is exchanged: callers hold the function, and calls that run go on.
+    """
+    scope = dict(wrapper.__globals__)
+    exec(_code(source), scope)  # as above
+    wrapper.__code__ = scope["make"]().__code__

@@ -8,7 +8,9 @@ holds a key, a value or a secret: names of functions, parameters and types only.
 __all__ = [
     "CacheClosedError",
     "CacheError",
+    "HotSetError",
     "LoadCancelledError",
+    "LoadTimeoutError",
     "LockDeadlockError",
     "ReadOnlySectionError",
     "RecursiveLoadError",
@@ -38,6 +40,36 @@ class CacheClosedError(CacheError):
         )
 
 
+class HotSetError(CacheError, ValueError):
+    """A file cannot be read as the hot set of this application; nothing of it was used.
+
+    Attributes:
+        path: The file.
+        problem: "truncated", "altered", "version", "application", "too large" or
+            "not a hot set".
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path = path
+        self.problem = problem
+        anew = "start without it, and save it anew"
+        what, remedy = {
+            "truncated": ("ends too early, as after a copy that was interrupted", anew),
+            "altered": ("is not as it was written", anew),
+            "version": ("has a version of the format that this library does not read", anew),
+            "application": (
+                "was saved by another application",
+                "give each application a file of its own, or the name under which it was saved",
+            ),
+            "too large": (
+                "is larger than any hot set that is saved (64 MiB or 1,000,000 calls)",
+                anew,
+            ),
+            "not a hot set": ("is not a hot set", "give the path under which one was saved"),
+        }[problem]
+        super().__init__(f"{path!r} {what}: nothing of it was used; {remedy}")
+
+
 class LoadCancelledError(CacheError):
     """The load was cancelled from inside or by a stranger, not by its callers.
 
@@ -54,6 +86,35 @@ class LoadCancelledError(CacheError):
             f"the load of {name!r} was cancelled from inside, not by its callers: "
             "nothing was stored and the next call loads again; "
             "look for a cancelled inner task or an expired timeout in the loader"
+        )
+
+
+class LoadTimeoutError(CacheError, TimeoutError):
+    """A load took longer than a caller waits, or than it may.
+
+    Attributes:
+        name: Name of the function or cache.
+        seconds: The timeout that has passed.
+        option: "hard_timeout": this caller waits no longer, the load may go on for others;
+            "load_timeout": the load itself was cancelled.
+    """
+
+    def __init__(self, name: str, seconds: float, option: str) -> None:
+        self.name = name
+        self.seconds = seconds
+        self.option = option
+        if option == "load_timeout":
+            text = (
+                f"the load of {name!r} took longer than load_timeout={seconds:g} s and was "
+                "cancelled: nothing was stored and the next call loads again; "
+            )
+        else:
+            text = (
+                f"a call of {name!r} waited hard_timeout={seconds:g} s and waits no longer: "
+                "the load goes on if others wait for it; "
+            )
+        super().__init__(
+            text + "look at the origin, or let stale_if_error= answer with the older value"
         )
 
 

@@ -7,17 +7,22 @@ one with `but()`, which checks what is given and leaves the rest as it is.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextvars import ContextVar
+from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, Final, Literal, Self, final
+from typing import Any, Final, Literal, Self, TypedDict, final
 
 __all__ = [
+    "AUTO",
     "UNSET",
     "AlertThresholds",
     "CacheOptions",
     "Dependencies",
+    "KeyOptions",
+    "LoadOptions",
     "NegativeTtl",
     "Tags",
     "Ttl",
@@ -25,6 +30,7 @@ __all__ = [
     "check_bound",
     "check_callable",
     "check_choice",
+    "check_fraction",
     "check_seconds",
     "check_sources",
     "check_tags",
@@ -59,6 +65,9 @@ takes no arguments; or a list, tuple or set of these. (A tuple is never itself a
 
 DECORATED: Final = "__async_safe_cache__"
 """The attribute by which a decorated function is known."""
+
+AUTO: Final = -1.0
+"""Of `refresh_ahead`: by chance, from how long the load took."""
 
 MOST_TAGS: Final = 64
 LONGEST_TAG: Final = 256
@@ -173,6 +182,52 @@ def check_sources(name: str, value: object) -> tuple[object, ...]:
     return sources
 
 
+def _check_window(name: str, value: object) -> float:
+    """Return how long past its ttl a value may be served, in seconds; None: not at all."""
+    if value is None:
+        return 0.0
+    meaning = "seconds above 0, such a timedelta, inf for ever, or None"
+    seconds = _number(name, value, meaning)
+    if seconds <= 0:
+        raise ValueError(f"{name}={value!r} must be {meaning}")
+    return seconds
+
+
+def _check_timeout(name: str, value: object) -> float | None:
+    return None if value is None else check_seconds(name, value)
+
+
+def _check_refresh_ahead(value: object) -> float | None:
+    meaning = "the fraction of ttl after which a read refreshes"
+    if value is None:
+        return None
+    if isinstance(value, str):
+        if value == "auto":
+            return AUTO
+        raise ValueError(f'refresh_ahead={value!r} must be "auto", or between 0 and 1: {meaning}')
+    fraction = check_fraction("refresh_ahead", value, meaning)
+    if fraction in {0.0, 1.0}:
+        raise ValueError(
+            f"refresh_ahead={value!r} must be above 0 and below 1: {meaning}; at 0 every read "
+            "would, at 1 none"
+        )
+    return fraction
+
+
+def _check_variables(name: str, value: object) -> tuple["ContextVar[Any]", ...]:
+    """Return context variables as a tuple, each once."""
+    meaning = "a ContextVar or a sequence of them"
+    several: Any = (value,) if isinstance(value, ContextVar) else value
+    if isinstance(several, (str, bytes)) or not isinstance(several, (Sequence, AbstractSet)):
+        raise TypeError(f"{name} must be {meaning}, not {type(several).__name__}")
+    each: Any
+    for each in several:  # pyright: ignore[reportUnknownVariableType]
+        if not isinstance(each, ContextVar):
+            kind: str = type(each).__name__  # pyright: ignore[reportUnknownArgumentType]
+            raise TypeError(f"{name} must be {meaning}; one of them is of type {kind}")
+    return tuple(dict.fromkeys(several))  # pyright: ignore[reportUnknownArgumentType]
+
+
 def _check_version(value: object) -> object:
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, str))):
         raise TypeError(f"version must be an int, a str or None, not {type(value).__name__}")
@@ -192,6 +247,38 @@ def _check_negative(value: object) -> Mapping[type[Exception], NegativeTtl]:
             raise TypeError(f"negative must be {meaning}; a key of it is no Exception class")
         checked[kind] = ttl if callable(ttl) else check_ttl(f"negative[{kind.__name__}]", ttl)
     return MappingProxyType(checked)
+
+
+class LoadOptions(TypedDict, total=False):
+    """Options of freshness and of values, as a call, a function or a cache takes them.
+
+    See `CacheOptions` for what each means. In seconds, or as a timedelta.
+    """
+
+    stale_while_revalidate: float | timedelta | None | Unset
+    stale_if_error: float | timedelta | None | Unset
+    refresh_ahead: float | Literal["auto"] | None | Unset
+    soft_timeout: float | timedelta | None | Unset
+    hard_timeout: float | timedelta | None | Unset
+    load_timeout: float | timedelta | None | Unset
+    error_backoff: float | timedelta | Unset
+    copy: Literal["none", "shallow", "deep"] | Unset
+    skip: Callable[[Any], bool] | None | Unset
+    context: Literal["caller", "isolated"] | Unset
+    propagate: ContextVar[Any] | Sequence[ContextVar[Any]] | Unset
+
+
+class KeyOptions(LoadOptions, total=False):
+    """The same, and what changes the key: for all that ask for a key, not for one call."""
+
+    vary_on: ContextVar[Any] | Sequence[ContextVar[Any]] | Unset
+
+
+_COPIERS: Final[dict[str, Callable[[Any], Any] | None]] = {
+    "none": None,
+    "shallow": copy,
+    "deep": deepcopy,
+}
 
 
 def _no_failures() -> Mapping[type[Exception], NegativeTtl]:
@@ -215,6 +302,22 @@ class CacheOptions:
         version: A value stored under another version is a miss; None reads every one.
         tags: Of the value; or a callable of the call's arguments.
         depends_on: Keys and calls whose change invalidates the value; or a callable.
+        stale_while_revalidate: Seconds past its ttl in which a value is served at once, while
+            one load behind it brings the next; 0: not at all.
+        stale_if_error: Seconds past its ttl in which a value is served if its load fails, or
+            takes longer than a timeout; 0: not at all.
+        refresh_ahead: Fraction of ttl after which a read begins a load behind it; `AUTO`, the
+            same by chance, the sooner the longer a load takes; None: not at all.
+        soft_timeout: Seconds after which a caller takes a stale value, if there is one.
+        hard_timeout: Seconds after which a caller waits no longer.
+        load_timeout: Seconds after which a load is cancelled.
+        error_backoff: Seconds after a failed load in which a value at hand is served without
+            another try; doubles with each failure in a row, up to 32 times; 0: none.
+        copy: What a caller is handed: the stored object, or a "shallow" or "deep" copy.
+        skip: Tells of a value whether it is to be returned and not stored.
+        vary_on: Context variables whose values are part of the key.
+        context: What a load sees: the context of its first "caller", or an "isolated" one.
+        propagate: Context variables that an isolated load still sees.
     """
 
     ttl: float | None = None
@@ -226,6 +329,60 @@ class CacheOptions:
     version: object = None
     tags: tuple[str, ...] | Callable[..., Tags] = ()
     depends_on: tuple[object, ...] | Callable[..., Dependencies] = ()
+    stale_while_revalidate: float = 0.0
+    stale_if_error: float = 0.0
+    refresh_ahead: float | None = None
+    soft_timeout: float | None = None
+    hard_timeout: float | None = None
+    load_timeout: float | None = None
+    error_backoff: float = 1.0
+    copy: Literal["none", "shallow", "deep"] = "none"
+    skip: Callable[[Any], bool] | None = None
+    vary_on: tuple["ContextVar[Any]", ...] = ()
+    context: Literal["caller", "isolated"] = "caller"
+    propagate: tuple["ContextVar[Any]", ...] = ()
+    plain: bool = field(default=True, init=False)
+    """Whether a value is fresh or nothing, and nobody waits but for the end of a load."""
+    copier: Callable[[Any], Any] | None = field(default=None, init=False)
+    """Makes the copy that a caller is handed; None: it is handed the object itself."""
+
+    def __post_init__(self) -> None:
+        """Derive what is asked for at every load."""
+        windows = self.stale_while_revalidate or self.stale_if_error
+        patience = self.soft_timeout or self.hard_timeout
+        plain = not (windows or patience or self.refresh_ahead or self.load_timeout)
+        object.__setattr__(self, "plain", plain)
+        object.__setattr__(self, "copier", _COPIERS[self.copy])
+
+    def _refuse_contradictions(self, given: Mapping[str, object]) -> None:
+        """Raise ValueError if what was *given*, at one call or function, contradicts the rest."""
+        for name in ("stale_while_revalidate", "stale_if_error", "refresh_ahead"):
+            if given.get(name) and self.ttl is None:
+                raise ValueError(
+                    f"{name} needs a ttl: a value without one is fresh for ever; give ttl=, "
+                    f"or leave {name} out"
+                )
+        if given.get("soft_timeout") and not self.window:
+            raise ValueError(
+                f"soft_timeout={self.soft_timeout} needs stale_if_error or stale_while_revalidate: "
+                "without a stale value to take, a caller can only wait on; hard_timeout ends a wait"
+            )
+        for longer in ("hard_timeout", "load_timeout"):
+            soft, other = self.soft_timeout, getattr(self, longer)
+            named = "soft_timeout" in given or longer in given
+            if named and soft is not None and other is not None and soft > other:
+                raise ValueError(
+                    f"soft_timeout={soft} must not be above {longer}={other}: it would never come"
+                )
+
+    @property
+    def window(self) -> float:
+        """Seconds past its ttl for which a value is kept."""
+        return 0.0 if self.ttl is None else max(self.stale_while_revalidate, self.stale_if_error)
+
+    def is_answer(self, error: BaseException) -> bool:
+        """Tell whether *error* is named in `negative`: a result, for which no stale one stands."""
+        return bool(self.negative) and any(kind in self.negative for kind in type(error).__mro__)
 
     def but(
         self,
@@ -239,8 +396,24 @@ class CacheOptions:
         version: str | int | None | Unset = UNSET,
         tags: Tags | Callable[..., Tags] | Unset = UNSET,
         depends_on: Dependencies | Unset = UNSET,
+        stale_while_revalidate: float | timedelta | None | Unset = UNSET,
+        stale_if_error: float | timedelta | None | Unset = UNSET,
+        refresh_ahead: float | Literal["auto"] | None | Unset = UNSET,
+        soft_timeout: float | timedelta | None | Unset = UNSET,
+        hard_timeout: float | timedelta | None | Unset = UNSET,
+        load_timeout: float | timedelta | None | Unset = UNSET,
+        error_backoff: float | timedelta | Unset = UNSET,
+        copy: Literal["none", "shallow", "deep"] | Unset = UNSET,
+        skip: Callable[[Any], bool] | None | Unset = UNSET,
+        vary_on: "ContextVar[Any] | Sequence[ContextVar[Any]] | Unset" = UNSET,
+        context: Literal["caller", "isolated"] | Unset = UNSET,
+        propagate: "ContextVar[Any] | Sequence[ContextVar[Any]] | Unset" = UNSET,
+        default: bool = False,
     ) -> Self:
         """Return these options with the given ones in their place, checked.
+
+        Options that need each other may stand alone at a cache, with *default*: a function
+        or a call gives the other one.
 
         Raises:
             TypeError: An option is of a type that it cannot have.
@@ -268,7 +441,41 @@ class CacheOptions:
             given["depends_on"] = (
                 depends_on if computed else check_sources("depends_on", depends_on)
             )
-        return replace(self, **given) if given else self  # type: ignore[arg-type]
+        for name, window in (
+            ("stale_while_revalidate", stale_while_revalidate),
+            ("stale_if_error", stale_if_error),
+        ):
+            if window is not UNSET:
+                given[name] = _check_window(name, window)
+        if refresh_ahead is not UNSET:
+            given["refresh_ahead"] = _check_refresh_ahead(refresh_ahead)
+        for name, timeout in (
+            ("soft_timeout", soft_timeout),
+            ("hard_timeout", hard_timeout),
+            ("load_timeout", load_timeout),
+        ):
+            if timeout is not UNSET:
+                given[name] = _check_timeout(name, timeout)
+        if error_backoff is not UNSET:
+            given["error_backoff"] = check_seconds("error_backoff", error_backoff, zero=True)
+        if copy is not UNSET:
+            given["copy"] = check_choice("copy", copy, ("none", "shallow", "deep"))
+        if skip is not UNSET:
+            if skip is not None:
+                check_callable("skip", skip, "a callable(value) that is true for what is not kept")
+            given["skip"] = skip
+        if vary_on is not UNSET:
+            given["vary_on"] = _check_variables("vary_on", vary_on)
+        if context is not UNSET:
+            given["context"] = check_choice("context", context, ("caller", "isolated"))
+        if propagate is not UNSET:
+            given["propagate"] = _check_variables("propagate", propagate)
+        if not given:
+            return self
+        options = replace(self, **given)  # type: ignore[arg-type]
+        if not default:
+            options._refuse_contradictions(given)
+        return options
 
     def negative_ttl(self, error: BaseException) -> float | None | Unset:
         """Return how long *error* is remembered; UNSET: not at all.
@@ -295,6 +502,7 @@ class AlertThresholds:
         error_rate_high: Percent of loads.
         response_time_high: Milliseconds, p95 of what callers waited in 5 minutes.
         eviction_rate_high: Evictions per minute.
+        oldest_load_high: Seconds for which the oldest load runs.
     """
 
     hit_rate_low: float | None = 70.0
@@ -302,11 +510,12 @@ class AlertThresholds:
     error_rate_high: float | None = 1.0
     response_time_high: float | None = 200.0
     eviction_rate_high: float | None = 100.0
+    oldest_load_high: float | None = 60.0
 
     def __post_init__(self) -> None:
         """Check every threshold."""
         percents = ("hit_rate_low", "memory_usage_high", "error_rate_high")
-        for name in (*percents, "response_time_high", "eviction_rate_high"):
+        for name in (*percents, "response_time_high", "eviction_rate_high", "oldest_load_high"):
             value: object = getattr(self, name)
             if value is None:
                 continue

@@ -21,6 +21,7 @@ __all__ = [
     "Refreshed",
     "RemovalCause",
     "Removed",
+    "WarmingReport",
 ]
 
 V_co = TypeVar("V_co", covariant=True)
@@ -55,7 +56,7 @@ class MissReason(StrEnum):
     TAG_INVALIDATED = "TAG_INVALIDATED"
     CLEARED = "CLEARED"
     REJECTED = "REJECTED"
-    """Too large, or its weigher failed."""
+    """Too large, its weigher failed, or it was skipped."""
     VERSION_MISMATCH = "VERSION_MISMATCH"
     UNREADABLE = "UNREADABLE"
     BYPASSED = "BYPASSED"
@@ -85,12 +86,13 @@ class Lookup(Generic[V_co]):
 
     Attributes:
         hit: Whether there is a fresh value.
-        value: The stored object itself, or `MISSING`.
-        reason: Why there is none; None on a hit.
-        age: Seconds since the value was stored; None on a miss.
-        ttl_left: Seconds it stays fresh; None on a miss, or when it never expires.
-        stale: Whether the value is past its ttl. Always False as long as
-            nothing keeps stale values.
+        value: The stored object itself, fresh or stale, or `MISSING`.
+        reason: Why there is no fresh one; None on a hit.
+        age: Seconds since the value was stored; None if there is none.
+        ttl_left: Seconds it stays fresh: 0 if it is stale, None if there is none or it
+            never expires.
+        stale: Whether the value is past its ttl, and kept for stale_while_revalidate or
+            stale_if_error.
     """
 
     hit: bool
@@ -104,7 +106,8 @@ class Lookup(Generic[V_co]):
         # The value may be a secret, and long.
         if self.hit:
             return f"Lookup(hit, age={self.age}, ttl_left={self.ttl_left})"
-        return f"Lookup(miss, reason={self.reason})"
+        stale = f", stale, age={self.age}" if self.stale else ""
+        return f"Lookup(miss, reason={self.reason}{stale})"
 
 
 @final
@@ -133,6 +136,7 @@ class Explanation:
         reason: Why it would not; None if it would.
         age: Seconds since the value was stored; None if there is none.
         ttl_left: Seconds it stays fresh; None if there is none, or for ever.
+        stale_left: Seconds that it is kept past its ttl, if it is stale now.
         weight: Bytes it is accounted for; None if there is none.
         tags: Its tags.
         depends_on: How many keys and calls it depends on.
@@ -151,6 +155,7 @@ class Explanation:
     reason: MissReason | None
     age: float | None
     ttl_left: float | None
+    stale_left: float | None
     weight: int | None
     tags: tuple[str, ...]
     depends_on: int
@@ -205,8 +210,7 @@ class Loaded:
     Attributes:
         key: The raw key itself if it is a str, int, bytes or None; otherwise a
             `Key`, which every keyed method takes.
-        seconds: How long it took; None if nobody listened when it began, or the
-            clock failed.
+        seconds: How long it took; None if the clock failed.
         stored: Whether the value is in the cache now: not if an invalidation came
             meanwhile, nor if it was too large.
     """
@@ -292,6 +296,9 @@ class CacheStats:
         coalesced: Calls that joined a running load.
         loads: Loads that ended, refreshes included; cancelled ones are none.
         load_errors: Those of them that failed.
+        load_timeouts: Those of them that load_timeout has ended.
+        stale_served: Stale values that callers were given: at once, after a failure or
+            after a timeout.
         overlapping_loads: Loads started beside one that did not end in time.
         evictions: Live entries removed to hold a bound.
         rejected: Values that were returned and not stored.
@@ -309,6 +316,8 @@ class CacheStats:
     coalesced: int = 0
     loads: int = 0
     load_errors: int = 0
+    load_timeouts: int = 0
+    stale_served: int = 0
     overlapping_loads: int = 0
     evictions: int = 0
     rejected: int = 0
@@ -344,3 +353,33 @@ class CacheStats:
                 else MappingProxyType({name: new[name] - old.get(name, 0) for name in new})
             )
         return type(self)(**change)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class WarmingReport:
+    """What became of every call that was to be warmed.
+
+    Attributes:
+        loaded: Keys that were loaded and stored.
+        skipped: Keys that were not loaded, or not stored, with why: "fresh", "no room"
+            (only in place of something that is read more), "time" (the budget was spent),
+            "not stored" (invalidated meanwhile, or skipped), "gone" (closed or collected).
+        failed: Keys whose load failed, with the exception.
+        seconds: How long all of it took.
+        unknown: Calls of a replayed hot set that cannot be made here: no such function is
+            decorated, or it takes other arguments now.
+    """
+
+    loaded: tuple[Any, ...] = field(repr=False)
+    skipped: Mapping[Any, str] = field(repr=False)
+    failed: Mapping[Any, Exception] = field(repr=False)
+    seconds: float = 0.0
+    unknown: int = 0
+
+    def __str__(self) -> str:
+        text = (
+            f"{len(self.loaded)} loaded, {len(self.skipped)} skipped, {len(self.failed)} failed "
+            f"in {self.seconds:.1f} s"
+        )
+        return f"{text}, {self.unknown} unknown" if self.unknown else text

@@ -171,7 +171,7 @@ def test_a_refresh_is_told_as_one(clock: VirtualClock) -> None:
     ]
 
 
-def test_a_load_that_began_before_anybody_listened_has_no_length(clock: VirtualClock) -> None:
+def test_a_load_that_began_before_anybody_listened_has_its_length_too(clock: VirtualClock) -> None:
     cache = AsyncSafeCache(clock=clock)
 
     async def main() -> list[Any]:
@@ -181,7 +181,7 @@ def test_a_load_that_began_before_anybody_listened_has_no_length(clock: VirtualC
         await caller
         return seen
 
-    assert run_virtual(main(), clock) == [Loaded("key", None, True)]
+    assert run_virtual(main(), clock) == [Loaded("key", 1.0, True)]
 
 
 def test_a_plain_def_tells_in_the_thread_that_loaded() -> None:

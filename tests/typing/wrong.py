@@ -68,7 +68,7 @@ async def main() -> None:
     await cache.get_or_load("key", fetch, ttl="30")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     await cache.get_or_load_many(["a"], fetch)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     await cache.set("key", 1, tags=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    race_safe_cached(cache, stale_while_revalidate=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    race_safe_cached(cache, stale_for_ever=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     cache.on("gone", print)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     race_safe_cached("price")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     print(text, number, folders, loaded)
