@@ -7,6 +7,7 @@ It prints its port, and ends when its standard input ends.
 
 import argparse
 import asyncio
+import logging
 import socket
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--faster", type=float, default=1, help="values age so much faster")
     parser.add_argument("--hot-set", type=Path, help="file that names what was read most")
     options = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR)  # the table tells what fails; so would /cache/health
     freshness = Freshness().faster(options.faster)
     origin = OriginClient(options.origin, name="without" if options.plain else "with")
     asyncio.run(

@@ -20,7 +20,7 @@ from typing import Any
 
 from fastapi import FastAPI, Response
 
-from async_safe_cache import AlertThresholds, AsyncSafeCache
+from async_safe_cache import AlertThresholds, AsyncSafeCache, HotSetError
 
 from .api import candles_route
 from .prices import Freshness, OriginClient, cached_candles
@@ -75,7 +75,7 @@ class Service:
         if self._hot_set and self._hot_set.exists():
             try:
                 await self.warming.replay_hot_set(self._hot_set)
-            except (OSError, ValueError):  # a file of another version, or half a file
+            except (OSError, HotSetError):
                 logging.getLogger(__name__).warning("the hot set is unreadable", exc_info=True)
         await self.warming.warm_popular_symbols()
         await self.warming.start_background_refresh()

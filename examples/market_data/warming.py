@@ -10,8 +10,7 @@ see the hot set in `service.py`.
 from collections.abc import Sequence
 from itertools import product
 
-from async_safe_cache import AsyncSafeCache, CacheWarmingStrategy
-from async_safe_cache.warming import WarmingReport
+from async_safe_cache import AsyncSafeCache, CacheWarmingStrategy, WarmingReport
 
 from .prices import OTHERS, POPULAR, TIMEFRAMES, GetCandles
 
