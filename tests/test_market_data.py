@@ -23,7 +23,7 @@ for needed in ("fastapi", "httpx", "uvicorn"):
 import httpx
 
 from async_safe_cache import AsyncSafeCache, race_safe_cached
-from examples.market_data.compare import DAY, Row
+from examples.market_data.compare import DAY, Row, conclude
 from examples.market_data.measure import Sample, ask, draw, fetch, percentile, steadily
 from examples.market_data.origin import Origin, candles
 from examples.market_data.prices import (
@@ -133,13 +133,14 @@ class FakeOrigin:
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
         self.failing = False
+        self.seconds = 0.02
         self.asked: Counter[tuple[str, str]] = Counter()
         self.client = OriginClient("http://origin", transport=httpx.MockTransport(self.answer))
 
     async def answer(self, request: httpx.Request) -> httpx.Response:
         _, _, symbol, timeframe = request.url.path.split("/")
         self.asked[symbol, timeframe] += 1
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(self.seconds)
         if self.failing:
             return httpx.Response(500)
         if not symbol.isupper() or symbol.startswith("NO"):
@@ -333,6 +334,32 @@ def test_users_see_no_error_while_the_origin_fails(
     run(main())
 
 
+def test_users_wait_little_for_an_origin_that_hangs(
+    origin: FakeOrigin, clock: VirtualClock, run: Run
+) -> None:
+    """A tenth of a second when there is an older value, one second when there is none."""
+
+    async def main() -> None:
+        async with users_of(Service(origin.client, clock=clock).app()) as users:
+            old = (await users.get("/candles/SHEL/1m")).json()
+            origin.seconds = 3600
+            await asyncio.sleep(100)
+            asked = clock()
+            answer = await users.get("/candles/SHEL/1m")
+            assert (answer.status_code, answer.json()) == (200, old)
+            assert clock() - asked == pytest.approx(0.1)
+            asked = clock()
+            assert (await users.get("/candles/SHEL/5m")).status_code == 503
+            assert clock() - asked == pytest.approx(1)
+            origin.seconds = 0.02
+            await asyncio.sleep(10)
+            asked = clock()
+            assert (await users.get("/candles/SHEL/1m")).json()["as_of"] > asked - 10
+            assert clock() - asked <= 0.1, "the request that hung was given up"
+
+    run(main())
+
+
 def test_without_a_value_at_hand_the_failure_is_told(origin: FakeOrigin, run: Run) -> None:
     async def main() -> None:
         origin.failing = True
@@ -522,6 +549,18 @@ def test_a_row_tells_errors_and_the_oldest_value() -> None:
     assert str(row).split() == [
         "slow", "with", "3", "33.3%", "4", "ms", "3,000", "ms", "3,000", "ms", "7.5", "s", "12",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("failing", "status"), [("without", 0), ("with", 1)])
+def test_an_error_for_users_of_the_library_is_the_exit_status(
+    failing: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        Row("failing", side, [Sample(0.1, None if side == failing else 1.0)], 0)
+        for side in ("without", "with")
+    ]
+    assert conclude(rows) == status
+    assert f"{status} errors for the users of the library" in capsys.readouterr().out
 
 
 # ---- the whole story, as processes

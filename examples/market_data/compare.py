@@ -111,8 +111,16 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
             yield ""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def conclude(rows: Sequence[Row]) -> int:
     """Print the table; return 1 if a user of the library saw an error."""
+    print(*lines(rows), sep="\n")
+    failed = sum(row.errors for row in rows if row.side == "with")
+    print(f"{failed} errors for the users of the library, whatever the origin did")
+    return 1 if failed else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Tell the story; return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m examples.market_data", description=__doc__)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of the whole day")
     parser.add_argument("--rate", type=float, default=RATE, help="requests a second")
@@ -132,7 +140,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     finally:
         progress("")
-    print(*lines(rows), sep="\n")
-    failed = sum(row.errors for row in rows if row.side == "with")
-    print(f"{failed} errors for the users of the library, whatever the origin did")
-    return 1 if failed else 0
+    return conclude(rows)

@@ -73,11 +73,10 @@ class Origin:
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass  # the client has gone, or the origin ends
         except _Reset:
-            # Closed with nothing to linger for, a connection is reset.
+            # Closed with no time to linger, a connection is reset.
             writer.get_extra_info("socket").setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
             )
-            writer.transport.abort()
         finally:
             writer.close()
 
