@@ -25,6 +25,7 @@ whatever needs room, or frees what is due, digs the graves over first.
 """
 
 import builtins
+import sys
 import threading
 from collections.abc import Callable, Collection
 from math import inf
@@ -65,6 +66,9 @@ PER_WRITE: Final = 4
 
 FEW: Final = 500
 """Entries that a clear of functions removes one by one; more of them get a grave."""
+
+FAR: Final = sys.float_info.max
+"""The deadline of what is kept for ever: the index of these holds finite ones."""
 
 COMMON: Final = 1_024
 """Weights that are kept to be shared by the entries that have the same."""
@@ -329,17 +333,20 @@ class Store:
     ) -> bool:
         """Remove the entry of *key*; tell whether there was a fresh one.
 
-        One that only expires, and is kept past its ttl, becomes stale. With *fenced*, a
-        load of *key* was just shut out: the cause is remembered even if there was no entry.
+        One that only expires, and is kept past its ttl, becomes stale, or stays so. With
+        *fenced*, a load of *key* was just shut out: the cause is remembered even if there
+        was no entry.
         """
         self.free(now, PER_WRITE, dropped)
         entry = space.data.get(key)
         if entry is not None:
             fresh = entry.deadline > now
-            if fresh and cause is _EXPIRED and entry.kept(now) is not None:
-                self._lapse(entry, now)
-                return True
-            held = fresh or entry.kept(now) is not None
+            kept = entry.kept(now) is not None
+            if kept and cause is _EXPIRED:
+                if fresh:
+                    self._lapse(entry, now)
+                return fresh
+            held = fresh or kept
             self._unlink(entry, cause if held else _EXPIRED, dropped)
             if fresh:
                 return True
@@ -370,7 +377,7 @@ class Store:
                 return True
             if weight > self.max_bytes or self.max_entries < 1:
                 return True  # `put` refuses it, and says why
-            if (self._graves or now >= self._expiry.soonest) and self.free(now, 1, dropped):
+            if self._may_free(now) and self.free(now, 1, dropped):
                 continue
             victim = self.order.oldest()
             if victim is None or victim is old or not self._reads(victim) < heat:
@@ -386,7 +393,7 @@ class Store:
         full = self.count + self._dead >= self.max_entries or (
             self.bytes + self._dead_bytes + ENTRY_OVERHEAD > self.max_bytes
         )
-        if not full or self._graves or now >= self._expiry.soonest:
+        if not full or self._may_free(now):
             return False
         victim = self.order.oldest()
         return victim is not None and not self._reads(victim) < heat
@@ -446,7 +453,7 @@ class Store:
                 entry.since = deadline - min(ttl, early)
         facts.kept = None
         if facts.window and ttl is not None:
-            facts.kept = Kept(deadline + facts.window, entry.space, entry.key)
+            facts.kept = Kept(min(deadline + facts.window, FAR), entry.space, entry.key)
 
     def _lapse(self, entry: Entry, now: float) -> None:
         """Let a fresh *entry* be stale from now on."""
@@ -491,6 +498,10 @@ class Store:
                 if entry is not None:
                     self._unlink(entry, _EXPIRED, dropped)
         return freed
+
+    def _may_free(self, now: float) -> bool:
+        """Tell whether a look for what is dead or due may find something."""
+        return bool(self._graves) or now >= min(self._expiry.soonest, self._kept.soonest)
 
     def _stays(self, entry: Entry) -> bool:
         facts = entry.facts
@@ -683,7 +694,7 @@ class Store:
             over_bytes = self.bytes + self._dead_bytes + weight > self.max_bytes
             if not over_bytes and self.count + self._dead < self.max_entries:
                 return
-            if (self._graves or now >= self._expiry.soonest) and self.free(now, 1, dropped):
+            if self._may_free(now) and self.free(now, 1, dropped):
                 continue
             victim = take_oldest()
             if victim is None:

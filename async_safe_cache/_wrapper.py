@@ -216,8 +216,8 @@ def _source(
             find=find,
             same=same,
             fresh=(_SOON if ahead else _FRESH if timed else "") + (_CURRENT if linked else ""),
-            first=(_COUNT if counted and policy == "lru" else "")
-            + (_COPY if copied else "")
+            first=(_COPY if copied else "")
+            + (_COUNT if counted and policy == "lru" else "")
             + (_SEE if seen else ""),
             use=_COUNT.strip() if counted and policy == "s3fifo" else _USE[policy],
             value="_asc_value" if copied else "_asc_entry.value",

@@ -1390,10 +1390,10 @@ put, kind = landing.store.put, flight.load[0]
         what="An eviction takes live entries while expired ones lie about.",
         file="_store.py",
         old="""\
-            if (self._graves or now >= self._expiry.soonest) and self.free(now, 1, dropped):
+            if self._may_free(now) and self.free(now, 1, dropped):
                 continue
-            victim""",
-        new="            victim",
+            victim = take""",
+        new="            victim = take",
         found_by=(
             "expired_entries_leave_before_live_ones",
             "tests/test_store.py::test_one_large_value_takes_the_place_of_many_expired_ones",
