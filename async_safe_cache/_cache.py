@@ -852,6 +852,7 @@ class AsyncSafeCache:
         if function.closed:
             raise CacheClosedError(function.name)
         space, data, kind = function.address(values)
+        function.note(space, data, values)
         self._sweeper.revive()
         return await self._loads.load(
             space,

@@ -452,7 +452,8 @@ class Loads:
 
     def _count_hit(self, entry: Entry, now: float) -> None:
         """Locked. Count a hit that did not come by the fast lookup."""
-        entry.used += 1
+        if self.store.policy == "lru":  # else the order has counted it
+            entry.used += 1
         if self.store.popularity is not None:
             self.store.popularity.see((entry.space, entry.key), True, now)
 
