@@ -377,7 +377,8 @@ class Store:
                 return True
             if weight > self.max_bytes or self.max_entries < 1:
                 return True  # `put` refuses it, and says why
-            if self._may_free(now) and self.free(now, 1, dropped):
+            due = self._graves or now >= self._expiry.soonest or now >= self._kept.soonest
+            if due and self.free(now, 1, dropped):
                 continue
             victim = self.order.oldest()
             if victim is None or victim is old or not self._reads(victim) < heat:
@@ -395,7 +396,7 @@ class Store:
         full = self.count + self._dead >= self.max_entries or (
             self.bytes + self._dead_bytes + ENTRY_OVERHEAD > self.max_bytes
         )
-        if not full or self._may_free(now):
+        if not full or self._graves or now >= self._expiry.soonest or now >= self._kept.soonest:
             return False
         victim = self.order.oldest()
         return victim is not None and not self._reads(victim) < self.heat(space, key)
@@ -505,10 +506,6 @@ class Store:
                 if entry is not None:
                     self._unlink(entry, _EXPIRED, dropped)
         return freed
-
-    def _may_free(self, now: float) -> bool:
-        """Tell whether a look for what is dead or due may find something."""
-        return bool(self._graves) or now >= min(self._expiry.soonest, self._kept.soonest)
 
     def _stays(self, entry: Entry) -> bool:
         facts = entry.facts
@@ -701,7 +698,8 @@ class Store:
             over_bytes = self.bytes + self._dead_bytes + weight > self.max_bytes
             if not over_bytes and self.count + self._dead < self.max_entries:
                 return
-            if self._may_free(now) and self.free(now, 1, dropped):
+            due = self._graves or now >= self._expiry.soonest or now >= self._kept.soonest
+            if due and self.free(now, 1, dropped):
                 continue
             victim = take_oldest()
             if victim is None:
