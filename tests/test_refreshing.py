@@ -206,6 +206,22 @@ def test_a_value_that_is_fresh_for_ever_is_never_refreshed_ahead(
 
 
 @HOW
+def test_who_waits_tries_again_at_once_unless_told_otherwise(clock: VirtualClock, how: str) -> None:
+    """An origin that is back is noticed by the next caller."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader("old", Down(), Down(), "new")
+        call = calling(cache, load, how, ttl=10, stale_if_error=1000)[0]
+        await call()
+        clock.advance(10)
+        assert [await call(), await call(), await call()] == ["old", "old", "new"]
+        assert load.calls == 4
+
+    run_virtual(main(), clock)
+
+
+@HOW
 @pytest.mark.parametrize("option", ["stale_while_revalidate", "stale_if_error", "refresh_ahead"])
 def test_a_failing_origin_is_left_alone_longer_after_each_failure(
     clock: VirtualClock, how: str, option: str
@@ -218,6 +234,8 @@ def test_a_failing_origin_is_left_alone_longer_after_each_failure(
         options: dict[str, Any] = {"ttl": 10, option: 1000}
         if option == "refresh_ahead":
             options = {"ttl": 1000, option: 0.01}
+        if option == "stale_if_error":
+            options["error_backoff"] = 1
         call = calling(cache, load, how, **options)[0]
         await call()
         clock.advance(10)
