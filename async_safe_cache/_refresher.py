@@ -272,8 +272,11 @@ class Refresher:
             return -math.inf, 0.0, 0.0
         life = entry.deadline - entry.born
         ahead = min(life / 2, max(life / 10, 2 * (self.interval + call.seconds)))
+        late = now - (entry.deadline - ahead)
+        if late >= 0 and self._engine.peek(space, key, now) is None:
+            return -math.inf, 0.0, 0.0  # a remembered failure, or of another version
         value = (entry.used + call.reads(now)) * max(call.seconds, 0.001)
-        return now - (entry.deadline - ahead), value, entry.deadline
+        return late, value, entry.deadline
 
     def _take_predicted(self) -> None:
         """Put into the queue what was predicted and is not fresh."""
