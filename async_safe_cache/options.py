@@ -281,7 +281,8 @@ class KeyOptions(LoadOptions, total=False):
 
 def check_known(caller: str, given: Mapping[str, object], options: type) -> None:
     """Raise TypeError for what is *given* to *caller* and is none of its *options*, a TypedDict."""
-    for name in given.keys() - options.__optional_keys__:  # type: ignore[attr-defined]
+    kind: Any = options
+    for name in given.keys() - kind.__optional_keys__:
         raise TypeError(f"{caller}() got an unexpected keyword argument {name!r}")
 
 
@@ -319,7 +320,8 @@ class CacheOptions:
             takes longer than a timeout; 0: not at all.
         refresh_ahead: Fraction of ttl after which a read begins a load behind it; `AUTO`, the
             same by chance, the sooner the longer a load takes; None: not at all.
-        soft_timeout: Seconds after which a caller takes a stale value, if there is one.
+        soft_timeout: Seconds after which a caller takes a stale value, if one is kept; without
+            a window none is, and the caller waits on.
         hard_timeout: Seconds after which a caller waits no longer.
         load_timeout: Seconds after which a load is cancelled.
         error_backoff: Seconds after a failed load in which a value at hand is served without
@@ -376,11 +378,6 @@ class CacheOptions:
                     f"{name} needs a ttl: a value without one is fresh for ever; give ttl=, "
                     f"or leave {name} out"
                 )
-        if given.get("soft_timeout") and not self.window:
-            raise ValueError(
-                f"soft_timeout={self.soft_timeout} needs stale_if_error or stale_while_revalidate: "
-                "without a stale value to take, a caller can only wait on; hard_timeout ends a wait"
-            )
         for longer in ("hard_timeout", "load_timeout"):
             soft, other = self.soft_timeout, getattr(self, longer)
             named = "soft_timeout" in given or longer in given

@@ -5,6 +5,7 @@ import itertools
 import random
 import threading
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -733,25 +734,29 @@ def test_who_would_wait_in_vain_takes_the_stale_value_at_once(clock: VirtualCloc
     run_virtual(main(), clock)
 
 
+@pytest.mark.parametrize("kept", [10, 100])
 def test_a_stale_value_that_grows_too_old_while_its_caller_waits_is_not_taken(
-    clock: VirtualClock,
+    clock: VirtualClock, kept: float
 ) -> None:
-    """Its window ends at 10 s; the caller's patience, too late, at 12."""
+    """The caller's window ends at 10 s; its patience, too late, at 12."""
 
     async def main() -> None:
-        cache = AsyncSafeCache(clock=clock)
+        cache = AsyncSafeCache(clock=clock, default_ttl=10, stale_if_error=kept)
         load = Loader("old", "new", seconds=0)
-        options: dict[str, Any] = {"ttl": 10, "stale_if_error": 10, "soft_timeout": 4}
-        await cache.get_or_load("key", load, **options)
+        options: dict[str, Any] = {"stale_if_error": 10, "soft_timeout": 4}
+        await cache.get_or_load("key", load)
         clock.advance(18)
         begun, load.seconds = clock.now, 6
         assert (await cache.get_or_load("key", load, **options), clock.now) == ("new", begun + 6)
+        load.seconds = 0
+        await cache.expire("key")
+        await cache.get_or_load("key", load)
         clock.advance(18)
         load.results, load.seconds = (*load.results, Down()), 6
         with pytest.raises(Down):
             await cache.get_or_load("key", load, **options)
-        assert (load.calls, cache.stats().stale_served) == (3, 0)
-        assert cache.stats().calls == 3
+        assert (load.calls, cache.stats().stale_served) == (4, 0)
+        assert cache.stats().calls == 4
 
     run_virtual(main(), clock)
 
@@ -829,12 +834,15 @@ def test_without_a_value_or_a_backoff_each_call_tries(clock: VirtualClock) -> No
 def test_within_the_backoff_a_reader_that_wants_no_stale_value_tries(clock: VirtualClock) -> None:
     async def main() -> None:
         cache = AsyncSafeCache(clock=clock)
-        load = Loader("old", Down(), "new")
         options: dict[str, Any] = {"ttl": 10, "stale_if_error": 100, "error_backoff": 60}
-        await cache.get_or_load("key", load, **options)
-        clock.advance(10)
-        assert await cache.get_or_load("key", load, **options) == "old"
-        assert await cache.get_or_load("key", load, ttl=10) == "new"
+        for wanted in ({}, {"stale_if_error": 5}, {"stale_while_revalidate": 5}):
+            load = Loader("old", Down(), "new")
+            await cache.get_or_load("key", load, **options)
+            clock.advance(15)
+            assert await cache.get_or_load("key", load, **options) == "old"
+            assert await cache.get_or_load("key", load, **options) == "old"
+            assert await cache.get_or_load("key", load, ttl=10, **wanted) == "new"
+            await cache.delete("key")
 
     run_virtual(main(), clock)
 
@@ -1100,3 +1108,24 @@ def test_what_needs_a_task_is_refused_for_a_def_and_no_default_of_a_cache_is(
     assert f(1) == 1
     clock.advance(0.5)
     assert f(1) == 2, "it waits for its load, as if the option were not there"
+
+
+# -- the page
+
+
+def in_words(outcome: Outcome) -> str:
+    """Return a cell as docs/freshness.md says it."""
+    answer = "its error" if outcome.answer == "Down" else outcome.answer
+    when = f"after {outcome.waited:g} s" if outcome.waited else "at once"
+    changed = outcome.left == "new" and outcome.answer == "old"
+    return f"{answer} {when}{', then new' if changed else ''}"
+
+
+def test_the_page_says_what_each_caller_gets() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "freshness.md").read_text(encoding="utf-8")
+    section = page.partition("## What each caller gets")[2].partition("\n- **")[0]
+    for name, value in OPTIONS.items():
+        assert f"{name}={value:g}" in section
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"]
+    told = {row[0].replace("`", ""): tuple(row[1:]) for row in rows[2:]}
+    assert told == {state: tuple(map(in_words, row)) for state, row in TABLE.items()}

@@ -1,10 +1,8 @@
 """Values that are kept past their ttl: where they may be seen, and what takes them away."""
 
 import asyncio
-import gc
 import math
 import random
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +13,7 @@ from hypothesis import strategies as st
 
 from async_safe_cache import MISSING, AsyncSafeCache, MissReason, race_safe_cached
 
-from .virtual import Loader, VirtualClock, VirtualLoop, at_once, run_virtual, settle
+from .virtual import Loader, VirtualClock, VirtualLoop, run_virtual, settle
 
 
 class Down(Exception):
@@ -890,7 +888,7 @@ def test_bounds_hold_whatever_is_kept(
     clock: VirtualClock, policy: Any, bounds: dict[str, int]
 ) -> None:
     """Stale and fresh values, written, read, expired and cleared by chance; swept now and then."""
-    chance = random.Random(7)  # noqa: S311 - a script, not a secret
+    chance = random.Random(7)
 
     async def main() -> None:
         cache = AsyncSafeCache(clock=clock, policy=policy, **bounds)

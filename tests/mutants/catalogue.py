@@ -585,8 +585,8 @@ MUTANTS = (
         line="§3.5",
         what="A refresh that fails with a failure to remember takes the older value away.",
         file="_landing.py",
-        old=" and not self.store.holds(space, key, now):",
-        new=":",
+        old="remember is UNSET or self.store.holds(space, key, now):",
+        new="remember is UNSET:",
         found_by=(
             "a_failing_refresh_leaves_the_older_value",
             "tests/test_decorator.py::test_a_refresh_that_fails_with_a_failure_to_remember_keeps_the_older_value",
