@@ -85,9 +85,7 @@ class Scheduled:
             self.moment = self.at.next(wall())
 
     def late(self, now: float, wall: datetime | None) -> float:
-        """Return for how many seconds it has been due; negative: it is not yet, or not any more."""
-        if self.target.gone:
-            return -math.inf
+        """Return for how many seconds it has been due; negative: it is not yet."""
         late = now - self.due
         if self.moment is not None and wall is not None:
             late = max(late, (_aware(wall) - self.moment).total_seconds())
@@ -127,6 +125,7 @@ class Refresher:
         jitter: float,
         wall: Callable[[], datetime],
         warmed: Callable[[Target], object],
+        lost: Callable[[Target], object],
     ) -> None:
         self.cache = cache
         self.pace = pace
@@ -135,6 +134,7 @@ class Refresher:
         self.jitter = jitter
         self.wall = wall
         self.warmed = warmed
+        self.lost = lost
         self.predictor: Predictor | None = None
         self.scheduled: dict[Place, Scheduled] = {}
         self.job = Background(
@@ -224,6 +224,9 @@ class Refresher:
         for part in self._slices(scheduled):
             for each in part:
                 if isinstance(each, Scheduled):
+                    if each.target.gone:
+                        self.lost(each.target)
+                        continue
                     late, value = each.late(now, wall), each.target.priority
                     place, kind, deadline = each.target.place, _SCHEDULED, 0.0
                 else:

@@ -763,6 +763,25 @@ def test_who_starts_it_twice_has_one(clock: VirtualClock, origin: Origin) -> Non
     run_virtual(main(), clock)
 
 
+def test_who_starts_it_while_somebody_closes_the_cache_does_not_open_it_again(
+    clock: VirtualClock,
+) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        warming = CacheWarmingStrategy(cache)
+        await warming.start_background_refresh()
+        await asyncio.sleep(1.5)
+        starting = asyncio.create_task(warming.start_background_refresh())
+        await asyncio.gather(cache.aclose(), asyncio.wait([starting]))
+        with pytest.raises(CacheClosedError):
+            starting.result()
+        assert cache.closed
+        await settle()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run_virtual(main(), clock)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
