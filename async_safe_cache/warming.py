@@ -382,9 +382,9 @@ class CacheWarmingStrategy:
             run.conclude(target, why, error)
             if why == "gone":
                 self._lost(target)
-            await anyio.lowlevel.checkpoint()  # what needs no await must not hold up the loop
             if error is None and why in (None, "fresh"):
                 self._found_warm(target)
+            await anyio.lowlevel.checkpoint()  # what needs no await must not hold up the loop
 
     async def _load_one(self, target: Target) -> str | None:
         """Load one call; return why it was not loaded, or not stored."""

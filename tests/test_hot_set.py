@@ -483,6 +483,21 @@ def test_what_is_found_fresh_is_warm_and_what_fails_is_not(
     run_virtual(main(), clock)
 
 
+def test_what_was_loaded_is_warm_though_whoever_asked_is_cancelled_then(
+    clock: VirtualClock, origin: Origin
+) -> None:
+    async def main() -> None:
+        app = App(clock, origin)
+        app.warming.register(app.price, [("A",)])
+        running = asyncio.create_task(app.warming.warm(progress=lambda *_: running.cancel()))
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert len(app.cache) == 1
+        assert await app.cache.wait_warm(timeout=0)
+
+    run_virtual(main(), clock)
+
+
 def test_a_probe_counts_the_calls_of_every_strategy_alive(
     clock: VirtualClock, origin: Origin
 ) -> None:
