@@ -292,6 +292,35 @@ def test_a_refresh_longer_than_its_interval_is_not_stacked(
     run_virtual(main(), clock)
 
 
+def test_what_was_renewed_while_it_was_in_the_queue_is_not_loaded_again(
+    clock: VirtualClock, origin: Origin
+) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+
+        @race_safe_cached(cache, ttl=30)
+        async def price(symbol: str) -> str:
+            return await origin.load(symbol, 3)
+
+        warming = CacheWarmingStrategy(cache, concurrency=1, stagger=0)
+        for _ in range(2):
+            await asyncio.gather(*map(price, "ABC"))
+        origin.asked.clear()
+        await warming.start_background_refresh()
+        while not origin.running:
+            await asyncio.sleep(0.5)
+        assert refresher_of(cache)["queued"] + refresher_of(cache)["working"] == 3
+        for symbol in "ABC":
+            if symbol not in origin.asked:
+                await cache.set(cache.key_for(price, symbol), "newer", ttl=100)
+        await asyncio.sleep(15)
+        assert len(origin.asked) == 1
+        assert refresher_of(cache)["refreshed"] == 1
+        await cache.aclose()
+
+    run_virtual(main(), clock)
+
+
 # -- at times
 
 
@@ -308,6 +337,25 @@ def test_a_schedule_is_kept_whether_anybody_reads_or_not(
         await asyncio.sleep(301)
         loads = Counter(origin.asked)
         assert loads == {"seconds": 10, "delta": 5}
+        await cache.aclose()
+
+    run_virtual(main(), clock)
+
+
+def test_times_begin_when_the_refresher_does(clock: VirtualClock, origin: Origin) -> None:
+    """Not when they were registered, or all of them would be due at once."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        warming = CacheWarmingStrategy(cache)
+        warming.register(range(10), lambda context: origin.load(context.key, 0), every=30)
+        await asyncio.sleep(100)
+        await warming.warm()
+        await warming.start_background_refresh()
+        await asyncio.sleep(29)
+        assert len(origin.asked) == 10
+        await asyncio.sleep(3)
+        assert len(origin.asked) == 20
         await cache.aclose()
 
     run_virtual(main(), clock)

@@ -701,6 +701,29 @@ def test_what_is_read_more_makes_room_for_itself(clock: VirtualClock, origin: Or
     run_virtual(main(), clock)
 
 
+def test_of_what_nobody_counts_the_reads_nothing_makes_room(
+    clock: VirtualClock, origin: Origin
+) -> None:
+    """A raw key may be read a thousand times a second: nothing is known of it."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock, max_entries=2)
+        warming = CacheWarmingStrategy(cache)
+
+        @race_safe_cached(cache)
+        async def price(symbol: str) -> str:
+            return await origin.load(symbol, 0)
+
+        for _ in range(9):
+            await price("hot")
+        await cache.set("a", 1)
+        await cache.set("b", 2)
+        assert set(conclusions(await warming.warm_popular()).values()) == {"no room"}
+        assert await cache.get_many("ab") == {"a": 1, "b": 2}
+
+    run_virtual(main(), clock)
+
+
 def test_what_is_loaded_together_does_not_expire_together(
     clock: VirtualClock, origin: Origin
 ) -> None:
