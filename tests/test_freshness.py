@@ -765,6 +765,22 @@ def test_a_stale_value_that_grows_too_old_while_its_caller_waits_is_not_taken(
 
 
 @HOW
+def test_who_waits_tries_again_at_once_unless_told_otherwise(clock: VirtualClock, how: str) -> None:
+    """An origin that is back is noticed by the next caller."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader("old", Down(), Down(), "new")
+        call = calling(cache, load, how, ttl=10, stale_if_error=1000)[0]
+        await call()
+        clock.advance(10)
+        assert [await call(), await call(), await call()] == ["old", "old", "new"]
+        assert load.calls == 4
+
+    run_virtual(main(), clock)
+
+
+@HOW
 @pytest.mark.parametrize("option", ["stale_while_revalidate", "stale_if_error", "refresh_ahead"])
 def test_a_failing_origin_is_left_alone_longer_after_each_failure(
     clock: VirtualClock, how: str, option: str
@@ -777,6 +793,8 @@ def test_a_failing_origin_is_left_alone_longer_after_each_failure(
         options: dict[str, Any] = {"ttl": 10, option: 1000}
         if option == "refresh_ahead":
             options = {"ttl": 1000, option: 0.01}
+        if option == "stale_if_error":
+            options["error_backoff"] = 1
         call = calling(cache, load, how, **options)[0]
         await call()
         clock.advance(10)
@@ -1129,3 +1147,77 @@ def test_the_page_says_what_each_caller_gets() -> None:
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"]
     told = {row[0].replace("`", ""): tuple(row[1:]) for row in rows[2:]}
     assert told == {state: tuple(map(in_words, row)) for state, row in TABLE.items()}
+
+
+# -- all of it at once
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_in_a_storm_nobody_waits_too_long_or_gets_what_is_too_old(
+    clock: VirtualClock, seed: int
+) -> None:
+    """Callers with options of all kinds, and an origin that is slow, fails and hangs by chance."""
+    chance = random.Random(seed)
+
+    async def origin() -> float:
+        """Return when it ended: the age of what a caller gets can be told."""
+        whim = chance.random()
+        if whim < 0.1:
+            await asyncio.get_running_loop().create_future()
+        await asyncio.sleep(chance.choice([0, 0.5, 3, 12]))
+        if whim < 0.4:
+            raise Down
+        return clock.now
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock, load_timeout=20)
+        served = errors = 0
+
+        async def caller() -> None:
+            nonlocal served, errors
+            await asyncio.sleep(chance.uniform(0, 300))
+            key = chance.randrange(4)
+            options: dict[str, Any] = {
+                name: value
+                for name, value in (
+                    ("stale_while_revalidate", chance.choice([None, 5, 40])),
+                    ("stale_if_error", chance.choice([None, 10, 100])),
+                    ("refresh_ahead", chance.choice([None, 0.5, "auto"])),
+                    ("hard_timeout", chance.choice([None, 2, 6])),
+                    ("on_abandon", chance.choice([None, "finish", "cancel"])),
+                )
+                if value is not None
+            }
+            window = max(options.get("stale_while_revalidate", 0), options.get("stale_if_error", 0))
+            if window and chance.random() < 0.5:
+                options["soft_timeout"] = 1
+            held = (await cache.lookup(key)).value
+            begun = clock.now
+            try:
+                value = await cache.get_or_load(key, origin, ttl=10, **options)
+            except (Down, LoadTimeoutError):
+                errors += 1
+                left = await cache.lookup(key)
+                assert not (left.stale and clock.now < left.value + 10 + window), "it is held"
+            else:
+                served += 1
+                assert clock.now < value + 10 + window, "too old"
+                assert value >= (held if isinstance(held, float) else 0), "older than was known"
+            assert clock.now - begun < options.get("hard_timeout", 60) + 0.001
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(400):
+                group.create_task(caller())
+        assert served + errors == 400
+        assert served > 200
+        stats = cache.stats()
+        assert stats.calls == 800 + errors, "each lookup is one, too"
+        assert min(stats.stale_served, stats.load_timeouts, stats.load_errors, stats.hits) > 0
+        assert stats.overlapping_loads == 0
+        await asyncio.sleep(30)
+        assert cache._engine.flights.running == {}
+        assert len(asyncio.all_tasks()) == 1
+        loop: Any = asyncio.get_running_loop()
+        assert [each for each in loop._scheduled if not each.cancelled()] == []
+
+    run_virtual(main(), clock)

@@ -627,7 +627,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ),
     ({"error_backoff": -1}, ValueError, "error_backoff"),
     ({"error_backoff": float("inf")}, ValueError, "error_backoff"),
-    ({"error_backoff": None}, TypeError, "error_backoff"),
+    ({"error_backoff": True}, TypeError, "error_backoff"),
     ({"copy": "yes"}, ValueError, "copy='yes' must be 'none' or 'shallow' or 'deep'"),
     ({"copy": True}, TypeError, "copy"),
     ({"copy": None}, TypeError, "copy"),
