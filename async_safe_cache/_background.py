@@ -178,7 +178,7 @@ class Background:
             except Exception as error:  # noqa: BLE001 - whatever fails, the job must go on
                 self.errors += 1
                 self.failing += 1
-                self.last_error = type(error).__name__
+                self.last_error = type(_cause(error)).__name__
                 if self.failing == 1:
                     _log.warning(
                         "the %s failed with %s; it is tried again in %s s",
@@ -201,6 +201,13 @@ class Background:
             "last_success_age": None if success is None else max(0.0, now - success),
             **details,
         }
+
+
+def _cause(error: Exception) -> Exception:
+    """Return what failed first of what a task group tells of."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _cancel(task: asyncio.Task[None]) -> None:
