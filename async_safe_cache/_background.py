@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable
 from contextvars import Context
-from typing import final
+from typing import Any, cast, final
 
 import anyio
 
@@ -205,9 +205,10 @@ class Background:
 
 def _cause(error: Exception) -> Exception:
     """Return what failed first of what a task group tells of."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
+    cause: Any = error
+    while isinstance(cause, ExceptionGroup):
+        cause = cause.exceptions[0]
+    return cast("Exception", cause)
 
 
 def _cancel(task: asyncio.Task[None]) -> None:

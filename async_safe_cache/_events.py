@@ -41,6 +41,7 @@ class _Source(Protocol):
 
     lock: threading.RLock
     events: "Events | None"
+    is_mine: Callable[[], bool]
 
 
 @final

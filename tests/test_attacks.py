@@ -1,20 +1,13 @@
 """What an attack on the whole has found: each test is one that got through."""
 
-import asyncio
 import gc
 import os
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
 from async_safe_cache import AsyncSafeCache, CacheWarmingStrategy, race_safe_cached
-
-from .virtual import VirtualClock, run_virtual
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
