@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable
 from contextvars import Context
-from typing import Any, cast, final
+from typing import final
 
 import anyio
 
@@ -205,10 +205,11 @@ class Background:
 
 def _cause(error: Exception) -> Exception:
     """Return what failed first of what a task group tells of."""
-    cause: Any = error
-    while isinstance(cause, ExceptionGroup):
-        cause = cause.exceptions[0]
-    return cast("Exception", cause)
+    cause: BaseException = error
+    while isinstance(cause, BaseExceptionGroup):
+        members: tuple[BaseException, ...] = cause.exceptions  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        cause = members[0]
+    return cause if isinstance(cause, Exception) else error
 
 
 def _cancel(task: asyncio.Task[None]) -> None:
