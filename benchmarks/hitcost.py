@@ -224,6 +224,8 @@ def measured(tool: str, hits: int = HITS) -> dict[str, float]:
     if None in counts:
         raise SystemExit(f"error: {tool} counted nothing; run it by hand: {_command(first)}")
     known = [number for number in counts if number is not None]
+    if any(number <= known[0] for number in known[1:]):
+        raise SystemExit("error: more hits took fewer instructions: the code changed meanwhile")
     return {
         name: round((number - known[0]) / hits, 1)
         for name, number in zip(TEMPLATES, known[1:], strict=True)
