@@ -205,9 +205,11 @@ class Background:
 
 def _cause(error: Exception) -> Exception:
     """Return what failed first of what a task group tells of."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
+    cause: BaseException = error
+    while isinstance(cause, BaseExceptionGroup):
+        members: tuple[BaseException, ...] = cause.exceptions  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        cause = members[0]
+    return cause if isinstance(cause, Exception) else error
 
 
 def _cancel(task: asyncio.Task[None]) -> None:
