@@ -912,10 +912,11 @@ async def main(close):
     warming.register(f, [(x,) for x in range(50)], every=0.01)
     warming.register(g, [(x,) for x in range(10)], every=0.01)
     await warming.start_background_refresh(interval=0.005, predictive=True)
-    for x in range(40):
+    x = 0
+    while x < 40 or not cache.health()["background"]["refresher"]["refreshed"]:
         await f(1 + 4 * (x % 3 == 2)) if x % 3 != 1 else g(1)
         await asyncio.sleep(0.005)
-    assert cache.health()["background"]["refresher"]["refreshed"] > 0
+        x += 1
     if close:
         await cache.aclose(timeout=1)
         assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -927,7 +928,9 @@ gc.collect()
 print("done")
 """)
     assert "is tried again later" in done.stderr
-    other = [line for line in done.stderr.splitlines() if "is tried again later" not in line]
+    # On a busy machine a turn of the loop takes long, which asyncio tells of.
+    known = "is tried again later", "Executing <"
+    other = [line for line in done.stderr.splitlines() if not any(each in line for each in known)]
     assert (done.returncode, done.stdout, other) == (0, "done\n", [])
 
 
