@@ -1,6 +1,7 @@
 """Warming: what is loaded before it is asked for, in which order, and what became of each."""
 
 import asyncio
+import contextvars
 import gc
 import logging
 import sys
@@ -822,6 +823,30 @@ def test_a_key_of_a_cache_that_varies_is_loaded_for_whom_it_was_registered(
         assert len((await warming.warm()).loaded) == 2
         tenant.set("ann")
         assert await cache.get("rates") == "rates of ann"
+
+    run_virtual(main(), clock)
+
+
+def test_a_load_whose_loop_died_is_ended_by_the_collector_in_silence(
+    clock: VirtualClock, origin: Origin
+) -> None:
+    """In a context of its own, where what was set for the load cannot be taken back."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+
+        @race_safe_cached(cache, vary_on=tenant)
+        async def price(symbol: str) -> str:
+            return await origin.load(symbol)
+
+        warming = CacheWarmingStrategy(cache)
+        warming.register(price, [("A",)])
+        (target,) = warming._targets.values()
+        load = target.load(cache)
+        contextvars.Context().run(load.send, None)
+        load.close()
+        await asyncio.sleep(2)
+        cache._engine.settle()
 
     run_virtual(main(), clock)
 
