@@ -1,7 +1,7 @@
 """A call to be kept warm: what it takes to load it for nobody."""
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import Token
 from typing import Any, final
 from weakref import ref
@@ -163,8 +163,9 @@ class Target:
         try:
             yield
         finally:
-            for variable, token in zip(varied, tokens, strict=True):
-                variable.reset(token)
+            with suppress(ValueError):  # the collector ends it elsewhere, where nothing is set
+                for variable, token in zip(varied, tokens, strict=True):
+                    variable.reset(token)
 
     async def _load(self, cache: AsyncSafeCache, heat: float) -> Any:
         function = self._function

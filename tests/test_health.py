@@ -1,5 +1,6 @@
 """Health tells the truth at any time, and what to do."""
 
+import asyncio
 import json
 import math
 import threading
@@ -7,9 +8,15 @@ from typing import Any
 
 import pytest
 
-from async_safe_cache import AlertThresholds, AsyncSafeCache, race_safe_cached
+from async_safe_cache import (
+    AlertThresholds,
+    AsyncSafeCache,
+    CacheWarmingStrategy,
+    LoadTimeoutError,
+    race_safe_cached,
+)
 
-from .virtual import Loader, VirtualClock, at_once, run_virtual
+from .virtual import Loader, VirtualClock, at_once, run_virtual, settle
 
 STATS = {
     "hit_rate", "memory_mb", "memory_usage", "entries", "hits", "misses", "coalesced", "calls",
@@ -177,3 +184,142 @@ def test_what_a_broken_clock_makes_of_a_wait_is_none(clock: VirtualClock) -> Non
     recent.fresh += [0.001, math.inf, -math.inf, math.nan, 5e-324, 0.0, -1.0]
     assert 1 <= cache.health()["cache_stats"]["response_time_ms"] <= 1.2
     assert recent.fresh == []
+
+
+def test_the_oldest_load_and_the_longest_queue_are_shown(clock: VirtualClock) -> None:
+    async def main() -> None:
+        quiet = AlertThresholds(response_time_high=None)
+        cache = AsyncSafeCache(clock=clock, thresholds=quiet)
+        long, short = Loader(seconds=100), Loader(seconds=20)
+
+        async def load_many(keys: list[Any]) -> dict[Any, int]:
+            await asyncio.sleep(50)
+            return dict.fromkeys(keys, 1)
+
+        first = asyncio.create_task(cache.get_or_load("long", long))
+        await asyncio.sleep(10)
+        others = [asyncio.create_task(cache.get_or_load("short", short)) for _ in range(5)]
+        many = asyncio.create_task(cache.get_or_load_many(range(9), load_many))
+        await asyncio.sleep(5)
+        stats = cache.health()["cache_stats"]
+        assert (stats["oldest_load_seconds"], stats["most_waiters"]) == (15, 5)
+        assert stats["in_flight"] == 11
+        await asyncio.sleep(45)
+        assert all(task.done() for task in others)
+        stats = cache.health()["cache_stats"]
+        assert (stats["oldest_load_seconds"], stats["most_waiters"]) == (60, 1)
+        assert names(cache.health()) == [], "as long as is allowed"
+        await asyncio.sleep(5)
+        health = cache.health()
+        assert health["status"] == "degraded"
+        (alert,) = health["alerts"]
+        assert (alert["name"], alert["observed"]) == ("oldest_load", 65)
+        assert (alert["threshold"], alert["unit"]) == (60, "s")
+        assert "give load_timeout=" in alert["advice"]
+        first.cancel()
+        await many
+        await asyncio.wait([first])
+        stats = cache.health()["cache_stats"]
+        assert (stats["oldest_load_seconds"], stats["most_waiters"], stats["hung_loads"]) == (
+            0,
+        ) * 3
+        assert "oldest_load" not in names(cache.health())
+
+    run_virtual(main(), clock)
+
+
+@pytest.mark.parametrize(("high", "alerts"), [(5, True), (5.5, False), (0, True), (None, False)])
+def test_how_old_a_load_may_be_is_an_option(
+    clock: VirtualClock, high: float | None, alerts: bool
+) -> None:
+    async def main() -> None:
+        thresholds = AlertThresholds(oldest_load_high=high)
+        cache = AsyncSafeCache(clock=clock, thresholds=thresholds)
+        task = asyncio.create_task(cache.get_or_load("key", Loader(seconds=100)))
+        await asyncio.sleep(5.25)
+        assert (names(cache.health()) == ["oldest_load"]) is alerts
+        task.cancel()
+
+    run_virtual(main(), clock)
+
+
+def test_what_oldest_load_high_can_be() -> None:
+    for wrong, error in ((-1, ValueError), (math.nan, ValueError), ("60", TypeError)):
+        with pytest.raises(error, match="oldest_load_high"):
+            AlertThresholds(oldest_load_high=wrong)  # type: ignore[arg-type]
+
+
+def test_a_load_that_does_not_end_when_it_is_told_to_is_hung(clock: VirtualClock) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock, thresholds=AlertThresholds(error_rate_high=None))
+        end = asyncio.Event()
+
+        async def stubborn() -> int:
+            while not end.is_set():
+                try:
+                    await end.wait()
+                except asyncio.CancelledError:
+                    pass
+            return 1
+
+        with pytest.raises(LoadTimeoutError):
+            await cache.get_or_load("key", stubborn, load_timeout=5)
+        health = cache.health()
+        assert health["cache_stats"]["load_timeouts"] == 1
+        assert health["cache_stats"]["hung_loads"] == 1
+        assert health["status"] == "degraded"
+        (alert,) = [each for each in health["alerts"] if each["name"] == "hung_loads"]
+        assert (alert["observed"], alert["threshold"], alert["unit"]) == (1, 0, "loads")
+        assert "swallows its cancellation" in alert["advice"]
+        end.set()
+        await settle()
+        health = cache.health()
+        assert (health["cache_stats"]["hung_loads"], health["cache_stats"]["load_timeouts"]) == (
+            0,
+            1,
+        )
+        assert "hung_loads" not in names(health)
+
+    run_virtual(main(), clock)
+
+
+def test_stale_values_that_were_served_are_counted(clock: VirtualClock) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        for _ in range(3):
+            await cache.get_or_load("key", Loader(1), ttl=5, stale_while_revalidate=60)
+            await asyncio.sleep(6)
+        assert cache.health()["cache_stats"]["stale_served"] == 2
+
+    run_virtual(main(), clock)
+
+
+def test_a_refresher_tells_what_it_does_and_is_gone_when_it_has_stopped(
+    clock: VirtualClock,
+) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        warming = CacheWarmingStrategy(cache, concurrency=2)
+        warming.register(["a", "b", "c"], Loader(seconds=30), every=10)
+        assert list(cache.health()["background"]) == ["sweeper"]
+        await warming.start_background_refresh()
+        await asyncio.sleep(15)
+        health = cache.health()
+        state = health["background"]["refresher"]
+        assert set(state) == {
+            "running", "wanted", "interval", "errors", "failing", "last_error",
+            "last_success_age", "refreshed", "failed", "not_stored", "backing_off", "due",
+            "queued", "working", "lag_seconds", "budget", "prediction",
+        }  # fmt: skip
+        assert (state["due"], state["queued"], state["working"]) == (3, 1, 2)
+        assert state["lag_seconds"] == pytest.approx(5, abs=1.01)
+        assert (state["running"], state["wanted"], state["prediction"]) == (True, True, None)
+        assert state["budget"]["running"] == 2
+        assert json.loads(json.dumps(health)) == health
+        await asyncio.sleep(60)
+        assert cache.health()["background"]["refresher"]["refreshed"] == 3
+        await warming.stop()
+        assert list(cache.health()["background"]) == ["sweeper"]
+        await cache.aclose()
+
+    run_virtual(main(), clock)

@@ -1,6 +1,7 @@
 """Warming: what is loaded before it is asked for, in which order, and what became of each."""
 
 import asyncio
+import contextvars
 import gc
 import logging
 import sys
@@ -826,6 +827,30 @@ def test_a_key_of_a_cache_that_varies_is_loaded_for_whom_it_was_registered(
     run_virtual(main(), clock)
 
 
+def test_a_load_whose_loop_died_is_ended_by_the_collector_in_silence(
+    clock: VirtualClock, origin: Origin
+) -> None:
+    """In a context of its own, where what was set for the load cannot be taken back."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+
+        @race_safe_cached(cache, vary_on=tenant)
+        async def price(symbol: str) -> str:
+            return await origin.load(symbol)
+
+        warming = CacheWarmingStrategy(cache)
+        warming.register(price, [("A",)])
+        (target,) = warming._targets.values()
+        load = target.load(cache)
+        contextvars.Context().run(load.send, None)
+        load.close()
+        await asyncio.sleep(2)
+        cache._engine.settle()
+
+    run_virtual(main(), clock)
+
+
 def test_the_wait_of_a_caller_is_no_limit_for_warming(clock: VirtualClock, origin: Origin) -> None:
     async def main() -> None:
         cache = AsyncSafeCache(clock=clock)
@@ -1267,6 +1292,72 @@ def test_a_strategy_that_counts_nothing_changes_no_wrapper(clock: VirtualClock) 
         assert (await warming.warm_popular()).loaded == ()
         with pytest.raises(ValueError, match="predictive=True needs popular above 0"):
             await warming.start_background_refresh(predictive=True)
+
+    run_virtual(main(), clock)
+
+
+def test_popular_calls_of_every_kind_of_function_are_made_again(
+    clock: VirtualClock, origin: Origin
+) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        warming = CacheWarmingStrategy(cache)
+
+        class Shop:
+            @race_safe_cached(cache)
+            async def price(self, symbol: str, /, day: int = 1, *, venue: str = "X") -> str:
+                return await origin.load(f"price {symbol} {day} {venue} {self is shop}", 0)
+
+            @classmethod
+            @race_safe_cached(cache)
+            async def rate(cls, symbol: str) -> str:
+                return await origin.load(f"rate {cls.__name__} {symbol}", 0)
+
+            @staticmethod
+            @race_safe_cached(cache)
+            async def fee(symbol: str) -> str:
+                return await origin.load(f"fee {symbol}", 0)
+
+        @race_safe_cached(cache)
+        async def several(*symbols: str, **options: int) -> str:
+            return await origin.load(f"several {symbols} {options}", 0)
+
+        @race_safe_cached(cache, vary_on=(tenant, request))
+        async def varying(symbol: str) -> str:
+            return await origin.load(f"varying {symbol} {tenant.get()} {request.get()}", 0)
+
+        @race_safe_cached(cache, key=lambda symbol, day: symbol.upper())
+        async def keyed(symbol: str, day: int) -> str:
+            return await origin.load(f"keyed {symbol} {day}", 0)
+
+        @race_safe_cached(cache)
+        async def nothing() -> str:
+            return await origin.load("nothing", 0)
+
+        async def use() -> None:
+            await shop.price("A", 2)
+            await shop.price("A", venue="Y")
+            await Shop.rate("A")
+            await Shop.fee("A")
+            await several("A", "B", day=1)
+            await keyed("a", 5)
+            await nothing()
+            for name in ("ann", "bob"):
+                tenant.set(name)
+                await varying("A")
+
+        shop = Shop()
+        await use()
+        asked = sorted(origin.asked)
+        await cache.clear()
+        origin.asked.clear()
+        tenant.set("eve")
+        report = await warming.warm_popular()
+        assert set(conclusions(report).values()) == {"loaded"}
+        assert sorted(origin.asked) == asked
+        misses = cache.stats().misses
+        await use()
+        assert cache.stats().misses == misses
 
     run_virtual(main(), clock)
 
