@@ -40,6 +40,7 @@ class _Source(Protocol):
     """What the events are of: a store."""
 
     lock: threading.RLock
+    is_mine: Callable[[], bool]
     events: "Events | None"
 
 

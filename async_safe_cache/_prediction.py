@@ -32,6 +32,7 @@ class Predictor:
     Args:
         ask: Called with the place of what is likely to be read next.
         clock: Returns the cache's time.
+        lock: The store's, which is held over a fork: a child never finds it taken.
         states: Calls whose successors are remembered.
         least: Probability from which a successor is asked for.
         limit: Successors that are asked for after one read.
@@ -41,6 +42,7 @@ class Predictor:
         self,
         ask: Callable[[Place], object],
         clock: Callable[[], float],
+        lock: "threading.RLock",
         *,
         states: int,
         least: float,
@@ -52,28 +54,35 @@ class Predictor:
         self._clock = clock
         self._least = least
         self._limit = limit
-        self._lock = threading.Lock()
+        self._lock = lock
+        self._reading = False
 
     def hit(self, entry: Entry) -> None:
         """See a hit; called by the compiled wrapper."""
-        self.read((entry.space, entry.key), True, self._clock())
+        now = self._clock()
+        with self._lock:
+            self.read((entry.space, entry.key), True, now)
 
     def read(self, place: Place, hit: bool, now: float) -> None:
-        """See a read of *place*. Runs no user code: it may be called under the store's lock."""
-        before = _last.get()
-        _last.set((self, place))
-        with self._lock:
+        """Locked. See a read of *place*. Runs no user code."""
+        if self._reading:
+            return  # a finaliser's, in the middle of another one
+        self._reading = True
+        try:
+            before = _last.get()
+            _last.set((self, place))
             if before is not None and before[0] is self:
                 self.model.learn(before[1], place)
             useful = self.scores.read(place)
             if not hit and not useful:
                 self.scores.missed()
             likely = self.model.likely(place, least=self._least, limit=self._limit)
-            wanted = [state for state, _ in likely if not _fresh(state, now)]
-            for state in wanted:
-                self.scores.predicted(state)
-        for state in wanted:
-            self._ask(state)
+            for state, _ in likely:
+                if not _fresh(state, now):
+                    self.scores.predicted(state)
+                    self._ask(state)
+        finally:
+            self._reading = False
 
     def report(self) -> dict[str, object]:
         """Return how good the predictions are, JSON-ready."""
