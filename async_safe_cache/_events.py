@@ -40,8 +40,8 @@ class _Source(Protocol):
     """What the events are of: a store."""
 
     lock: threading.RLock
-    events: "Events | None"
     is_mine: Callable[[], bool]
+    events: "Events | None"
 
 
 @final

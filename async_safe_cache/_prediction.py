@@ -11,17 +11,13 @@ Off unless asked for: each hit then costs a call more.
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, Final, final
+from typing import Any, final
 
 from ._entries import Entry
-from ._fork import inherit
 from ._marks import Place
 from ._successors import Scores, Successors
 
 __all__ = ["Predictor"]
-
-PATIENCE: Final = 0.1
-"""Seconds that a report waits for reads, which take microseconds to be learned from."""
 
 _last: ContextVar[tuple[object, Place] | None] = ContextVar(
     "async_safe_cache_last_read", default=None
@@ -36,6 +32,7 @@ class Predictor:
     Args:
         ask: Called with the place of what is likely to be read next.
         clock: Returns the cache's time.
+        lock: The store's, which is held over a fork: a child never finds it taken.
         states: Calls whose successors are remembered.
         least: Probability from which a successor is asked for.
         limit: Successors that are asked for after one read.
@@ -45,6 +42,7 @@ class Predictor:
         self,
         ask: Callable[[Place], object],
         clock: Callable[[], float],
+        lock: "threading.RLock",
         *,
         states: int,
         least: float,
@@ -56,51 +54,40 @@ class Predictor:
         self._clock = clock
         self._least = least
         self._limit = limit
-        self._reported: dict[str, object] = {**self.scores.as_dict(), "states": 0}
-        self._lock = threading.Lock()
-        inherit(self._forked, self._lock)
+        self._lock = lock
+        self._reading = False
 
     def hit(self, entry: Entry) -> None:
         """See a hit; called by the compiled wrapper."""
-        self.read((entry.space, entry.key), True, self._clock())
+        now = self._clock()
+        with self._lock:
+            self.read((entry.space, entry.key), True, now)
 
     def read(self, place: Place, hit: bool, now: float) -> None:
-        """See a read of *place*. Runs no user code: it may be called under the store's lock."""
-        before = _last.get()
-        _last.set((self, place))
-        # Not waited for: this may be a finaliser in the middle of a read of its own thread.
-        if not self._lock.acquire(blocking=False):
-            return
+        """Locked. See a read of *place*. Runs no user code."""
+        if self._reading:
+            return  # a finaliser's, in the middle of another one
+        self._reading = True
         try:
+            before = _last.get()
+            _last.set((self, place))
             if before is not None and before[0] is self:
                 self.model.learn(before[1], place)
             useful = self.scores.read(place)
             if not hit and not useful:
                 self.scores.missed()
             likely = self.model.likely(place, least=self._least, limit=self._limit)
-            wanted = [state for state, _ in likely if not _fresh(state, now)]
-            for state in wanted:
-                self.scores.predicted(state)
+            for state, _ in likely:
+                if not _fresh(state, now):
+                    self.scores.predicted(state)
+                    self._ask(state)
         finally:
-            self._lock.release()
-        for state in wanted:
-            self._ask(state)
+            self._reading = False
 
     def report(self) -> dict[str, object]:
-        """Return how good the predictions are, JSON-ready; what was told last if they are busy."""
-        if self._lock.acquire(timeout=PATIENCE):
-            try:
-                self._reported = {**self.scores.as_dict(), "states": len(self.model)}
-            finally:
-                self._lock.release()
-        return dict(self._reported)
-
-    def _forked(self, torn: bool) -> tuple[object, ...]:
-        """Forget, in a forked child, what another thread had half learned."""
-        if torn:
-            self.model.clear()
-            self.scores = Scores()
-        return ()
+        """Return how good the predictions are, JSON-ready."""
+        with self._lock:
+            return {**self.scores.as_dict(), "states": len(self.model)}
 
 
 def _fresh(place: Place, now: float) -> bool:

@@ -489,6 +489,7 @@ class CacheWarmingStrategy:
             predictor = self._predictor = refresher.predictor = Predictor(
                 refresher.predict,
                 cache._engine.clock,
+                cache._engine.store.lock,
                 states=max(1, popularity.limit),
                 least=share,
                 limit=after,

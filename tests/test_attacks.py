@@ -1,13 +1,21 @@
 """What an attack on the whole has found: each test is one that got through."""
 
+import asyncio
 import gc
 import os
-from collections.abc import Callable, Iterator
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from async_safe_cache import AsyncSafeCache, CacheWarmingStrategy, race_safe_cached
+
+from .virtual import run_virtual
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
@@ -24,7 +32,7 @@ class Finaliser:
 
 
 @contextmanager
-def collected_after(allocations: int) -> Iterator[None]:
+def collected_after(allocations: int) -> Generator[None]:
     """Let the collector run after so many *allocations* in this block."""
     before = gc.get_threshold()
     gc.freeze()  # or each collection would walk through all that the tests hold
@@ -65,3 +73,84 @@ def test_a_finaliser_inside_a_call_leaves_the_popular_calls_sound() -> None:
                 read()
             cache.check()
     assert strategy.stats()["registered"] == 0
+
+
+@pytest.mark.timeout(60)
+def test_a_finaliser_inside_a_prediction_does_not_wait_for_it() -> None:
+    """Its call was a hit, which waited for the lock that its own thread held: for ever."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache()
+        strategy = CacheWarmingStrategy(cache)
+
+        @race_safe_cached(cache, "call")
+        def call(number: int) -> int:
+            return number
+
+        for number in range(9):
+            call(number)
+        await strategy.start_background_refresh(predictive=True)
+        for allocations in range(1, 40):
+            for number in random.Random(allocations).choices(range(9), k=40):
+                with collected_after(allocations):
+                    Finaliser(lambda: call(1))
+                    call(number)
+        await strategy.stop()
+        await cache.aclose()
+
+    run_virtual(main())
+
+
+# -- forks
+
+
+@needs_fork
+def test_a_child_born_in_the_middle_of_a_prediction_does_not_wait_for_it() -> None:
+    """Another thread of the parent held its lock then, and is not there to let it go."""
+    cache = AsyncSafeCache()
+    strategy = CacheWarmingStrategy(cache)
+    started, ended = threading.Event(), threading.Event()
+
+    @race_safe_cached(cache, "call")
+    def call(number: int) -> int:
+        return number
+
+    async def predict() -> None:
+        await strategy.start_background_refresh(predictive=True)
+        started.set()
+        while not ended.is_set():
+            await asyncio.sleep(0.001)
+        await strategy.stop()
+        await cache.aclose()
+
+    def read() -> None:
+        number = 0
+        while not ended.is_set():
+            number += 1
+            call(number % 50)
+
+    threads = [threading.Thread(target=work) for work in (lambda: asyncio.run(predict()), read)]
+    interval = sys.getswitchinterval()
+    threads[0].start()
+    started.wait()
+    threads[1].start()
+    sys.setswitchinterval(1e-5)
+    try:
+        codes = [_forked(lambda: call(1)) for _ in range(30)]
+    finally:
+        sys.setswitchinterval(interval)
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert set(codes) == {0}
+
+
+def _forked(work: Callable[[], Any]) -> int:
+    """Run *work* in a child, for 10 s at most; return its exit code."""
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(10)
+        work()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
