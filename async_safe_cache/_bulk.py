@@ -14,8 +14,10 @@ first flight of a round is opened.
 
 import asyncio
 import logging
+import math
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager
+from contextvars import Context
 from typing import Any, Final, final
 
 from ._bulk_load import BulkLoad, LoadMany, Placing
@@ -23,7 +25,7 @@ from ._engine import State, cancel
 from ._entries import Entry
 from ._flights import Failure, Flight, Group, Loop, Outcome, Place, current_flight, wake
 from ._loads import Loads, Step
-from .errors import CacheClosedError, LoadCancelledError
+from .errors import CacheClosedError, LoadCancelledError, LoadTimeoutError
 from .options import CacheOptions
 
 __all__ = ["Asked", "Bulk"]
@@ -112,11 +114,13 @@ class Bulk:
     ) -> dict[Place, Any]:
         """Return the values at the places of *asked*, but of those that *call* omits."""
         answers: dict[Place, Any] = {}
+        patience = options.hard_timeout
+        last = math.inf if patience is None else asyncio.get_running_loop().time() + patience
         still_open = asked
         counted = False
         while still_open:
             failure = await self._round(
-                still_open, answers, call, options, placing, store_extras, counted
+                still_open, answers, call, options, placing, store_extras, counted, last
             )
             if failure is not None:
                 try:
@@ -136,8 +140,12 @@ class Bulk:
         placing: Placing,
         store_extras: bool,
         counted: bool,
+        last: float,
     ) -> Failure | None:
-        """Add to *answers* what one round gives; return the first failure, if there is one."""
+        """Add to *answers* what one round gives; return the first failure, if there is one.
+
+        At *last*, in the time of the loop, the caller waits no longer.
+        """
         loop = asyncio.get_running_loop()
         current = current_flight.get()
         turn = _Round(loop)
@@ -150,8 +158,10 @@ class Bulk:
         if failed is not None or not shares:
             return failed
         slow = [share for share in shares if share.step is Step.CLEAN_UP]
-        timer = None
+        timer = alarm = None
         try:
+            if last < math.inf:
+                alarm = loop.call_at(last, self._time_is_up, turn, options, context=Context())
             if run.flights:
                 run.start(loop)
             if slow:
@@ -168,6 +178,8 @@ class Bulk:
         finally:
             if timer is not None:
                 timer.cancel()
+            if alarm is not None:
+                alarm.cancel()
         if first is not None:
             self._leave(current, shares)
             if first.ended is not None:
@@ -190,6 +202,13 @@ class Bulk:
                 elif not share.flight.cancelling:
                     raise LoadCancelledError(share.flight.name)  # something stopped its very end
         return None
+
+    def _time_is_up(self, turn: _Round, options: CacheOptions) -> None:
+        """Let the caller of *turn* wait no longer."""
+        if not turn.future.done():
+            error = LoadTimeoutError(self.engine.name, options.hard_timeout or 0.0, "hard_timeout")
+            ended = self.engine.moment_or_none()
+            turn.future.set_result(Outcome(None, Failure(error, None), ended))
 
     def _enter(
         self,

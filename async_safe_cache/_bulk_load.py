@@ -12,7 +12,7 @@ alone asks again, and loads for himself. A value that is refused fails its key a
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from inspect import isawaitable
 from typing import Any, cast, final
 
@@ -52,6 +52,7 @@ class BulkLoad:
     """
 
     __slots__ = (
+        "_alarm",
         "_call",
         "_engine",
         "_group",
@@ -81,6 +82,7 @@ class BulkLoad:
         self._placing = placing
         self._tags = () if callable(options.tags) else options.tags
         self._group = Group()
+        self._alarm: asyncio.TimerHandle | None = None
         self._keys: list[Any] = []
         self.flights: dict[Place, Flight] = {}
         self.omitted: set[Flight] = set()
@@ -127,12 +129,30 @@ class BulkLoad:
             if not flight.done:
                 flight.task = task
         task.add_done_callback(self._task_done, context=context)
+        seconds = options.load_timeout
+        if seconds is not None:
+            self._alarm = loop.call_later(seconds, self._time_out, seconds, context=Context())
         if self._group.stopping:
             lead.cancel()
 
     def _task_done(self, _: object) -> None:
         """End the flights of a task that was cancelled before its first step."""
+        if self._alarm is not None:
+            self._alarm.cancel()
         self._fail(asyncio.CancelledError())
+
+    def _time_out(self, seconds: float) -> None:
+        """End the load, which has taken *seconds*, for all who wait; then cancel its task."""
+        hung = [each for each in self.flights.values() if not (each.done or each.cancelling)]
+        if not hung:
+            return  # it is being cancelled as it is
+        with self._lock:
+            self._engine.load_timeouts += 1
+        for flight in hung:
+            self._landing.time_out(flight, seconds)
+        with self._lock:
+            self._group.abandoned()
+        cancel(hung)
 
     async def _run(self) -> None:
         """Run the loader; what comes of it goes to the waiters, never into the task."""

@@ -493,6 +493,8 @@ class AsyncSafeCache:
             RecursiveLoadError: *load_many* waits, directly or not, for one of its keys.
             LoadCancelledError: *load_many*, or a load that was joined, was cancelled
                 from inside.
+            LoadTimeoutError: This call waited the cache's hard_timeout, or a load took its
+                load_timeout.
             CacheClosedError: The cache is closed.
             UnsupportedKeyError: A key cannot be one.
             ValueError: Two keys that Python holds equal and the cache does not (1 and

@@ -275,9 +275,12 @@ class Landing:
                 return
             kind = (flight.load or ENDED)[0]
             space, key = flight.key
-            engine.load_timeouts += 1
-            space.counters.loads += 1
-            space.counters.load_errors += 1
+            if flight.group is None:
+                engine.load_timeouts += 1
+                space.counters.loads += 1
+                space.counters.load_errors += 1
+            else:
+                flight.group.count(space.counters, failed=True)
             engine.failed(flight.key, error)
             if flight.marks is not None and allowed:
                 allowed = self._unfenced(flight, now, dropped)

@@ -344,18 +344,23 @@ def test_a_load_that_ends_in_time_leaves_no_alarm(clock: VirtualClock) -> None:
     run_virtual(main(), clock)
 
 
-def test_a_load_that_is_being_cancelled_is_not_timed_out_as_well(clock: VirtualClock) -> None:
+@pytest.mark.parametrize("many", [False, True], ids=["", "many"])
+def test_a_load_that_is_being_cancelled_is_not_timed_out_as_well(
+    clock: VirtualClock, many: bool
+) -> None:
     async def main() -> None:
-        cache = AsyncSafeCache(clock=clock)
+        cache = AsyncSafeCache(clock=clock, hard_timeout=1, load_timeout=2)
 
-        async def load() -> None:
+        async def load(*keys: list[str]) -> Any:
             try:
                 await asyncio.sleep(1000)
             finally:
                 await asyncio.sleep(5)
 
-        options: dict[str, Any] = {"hard_timeout": 1, "load_timeout": 2}
-        await timed_out(cache.get_or_load("key", load, **options), "hard_timeout")
+        if many:
+            await timed_out(cache.get_or_load_many(["a", "b"], load), "hard_timeout")
+        else:
+            await timed_out(cache.get_or_load("key", load), "hard_timeout")
         await asyncio.sleep(10)
         stats = cache.stats()
         assert (stats.loads, stats.load_errors, stats.load_timeouts) == (0, 0, 0)
@@ -436,6 +441,84 @@ def test_a_caller_of_one_key_waits_for_a_load_of_many_no_longer_than_it_may(
         assert await timed_out(call, "hard_timeout") == begun + 4
         assert (await many, clock.now) == ({"a": "many", "b": "many"}, begun + 10)
         assert one.calls == 0
+
+    run_virtual(main(), clock)
+
+
+# -- many keys
+
+
+def test_a_load_of_many_that_takes_too_long_ends_for_all_who_wait(clock: VirtualClock) -> None:
+    """One load, one timeout; newcomers wait for its clean-up. Nothing ended it."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock, load_timeout=5)
+        begun, calls, cancelled = clock.now, 0, 0
+
+        async def load_many(keys: list[str]) -> dict[str, str]:
+            nonlocal calls, cancelled
+            calls += 1
+            if calls == 1:
+                try:
+                    await asyncio.sleep(1000)
+                finally:
+                    cancelled += 1
+                    await asyncio.sleep(2)
+            return dict.fromkeys(keys, "new")
+
+        first = asyncio.ensure_future(cache.get_or_load_many(["a", "b"], load_many))
+        await settle()
+        second = asyncio.ensure_future(cache.get_or_load_many(["b", "c"], load_many))
+        single = asyncio.ensure_future(cache.get_or_load("a", Loader()))
+        for call in (first, single):
+            assert await timed_out(call, "load_timeout") == begun + 5
+        assert cancelled == 1
+        with pytest.raises(LoadTimeoutError):
+            await second
+        stats = cache.stats()
+        assert (stats.load_timeouts, stats.load_errors) == (1, 1)
+        values = await cache.get_or_load_many(["a", "b", "c"], load_many)
+        assert values == dict.fromkeys("abc", "new")
+        assert clock.now == begun + 7
+        stats = cache.stats()
+        assert (stats.loads, stats.load_errors, stats.overlapping_loads) == (3, 1, 0)
+        await asyncio.sleep(20)
+        loop: Any = asyncio.get_running_loop()
+        assert [each for each in loop._scheduled if not each.cancelled()] == []
+
+    run_virtual(main(), clock)
+
+
+def test_a_caller_of_many_waits_no_longer_than_the_cache_says(clock: VirtualClock) -> None:
+    """It waited as long as the load took. Who gives up first, and who last, and what then?"""
+
+    async def main() -> None:
+        cache = AsyncSafeCache("prices", clock=clock, hard_timeout=2)
+        begun, ended = clock.now, 0
+
+        async def load_many(keys: list[str]) -> dict[str, str]:
+            nonlocal ended
+            try:
+                await asyncio.sleep(4)
+            finally:
+                ended += 1
+            return dict.fromkeys(keys, "many")
+
+        calls = [
+            asyncio.ensure_future(cache.get_or_load_many(["a", "b"], load_many)),
+            asyncio.ensure_future(cache.get_or_load_many(["b", "a"], load_many)),
+            asyncio.ensure_future(cache.get_or_load("b", Loader(), hard_timeout=None)),
+        ]
+        for call in calls[:2]:
+            assert await timed_out(call, "hard_timeout") == begun + 2
+            assert ended == 0, "somebody waits for it"
+        assert (await calls[2], clock.now) == ("many", begun + 4)
+        assert await cache.get_many("ab") == {"a": "many", "b": "many"}
+        ended = 0
+        await timed_out(cache.get_or_load_many(["c"], load_many), "hard_timeout")
+        await settle()
+        assert ended == 1, "the last one has left"
+        assert cache.stats().load_errors == 0
 
     run_virtual(main(), clock)
 
