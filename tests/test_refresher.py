@@ -1407,6 +1407,45 @@ def test_one_strategy_that_stops_predicting_leaves_the_other_one_its_predictions
     run_virtual(main(), clock)
 
 
+def test_what_a_finaliser_reads_while_a_read_is_learned_from_is_no_part_of_the_sequence(
+    clock: VirtualClock,
+) -> None:
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+
+        @race_safe_cached(cache, ttl=60)
+        def page(name: str) -> str:
+            return name
+
+        warming = CacheWarmingStrategy(cache)
+        await warming.start_background_refresh(predictive=True)
+        predictor = warming._predictor
+        assert predictor is not None
+        model = predictor.model
+
+        class Collecting:
+            """The model, but for a collector that comes whenever it learns."""
+
+            def learn(self, before: Any, after: Any) -> None:
+                model.learn(before, after)
+                page("z")
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(model, name)
+
+        for name in "zabc":
+            page(name)
+        predictor.model = Collecting()  # type: ignore[assignment]
+        for name in "abcabcabc":
+            page(name)
+        for first, then in ("ab", "bc", "ca"):
+            likely = model.likely(cache._place(cache.key_for(page, first))[:2])
+            assert [place[1] for place, _ in likely] == [then]
+        await cache.aclose()
+
+    run_virtual(main(), clock)
+
+
 def test_a_finaliser_that_reads_while_a_read_is_learned_from_does_not_wait(
     clock: VirtualClock, origin: Origin
 ) -> None:
