@@ -13,9 +13,15 @@ from typing import Any
 
 import pytest
 
-from async_safe_cache import AsyncSafeCache, CacheWarmingStrategy, race_safe_cached
+from async_safe_cache import (
+    AsyncSafeCache,
+    CacheClosedError,
+    CacheWarmingStrategy,
+    LoadCancelledError,
+    race_safe_cached,
+)
 
-from .virtual import run_virtual
+from .virtual import Loader, VirtualClock, run_virtual, settle
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
@@ -154,3 +160,47 @@ def _forked(work: Callable[[], Any]) -> int:
         work()
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+# -- the end
+
+
+async def _its_tasks() -> list[str]:
+    """Return the names of the tasks that are left, but for the test's own."""
+    await asyncio.sleep(10)
+    return [task.get_name() for task in asyncio.all_tasks() - {asyncio.current_task()}]
+
+
+def test_a_cache_that_a_load_closes_refreshes_nothing_any_more(clock: VirtualClock) -> None:
+    """The load is cancelled with all others: so was the closing, before the refresher ended."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        await CacheWarmingStrategy(cache).start_background_refresh()
+        with pytest.raises(CacheClosedError):
+            await cache.get_or_load("key", cache.aclose)
+        assert await _its_tasks() == []
+        assert not cache.health()["background"]["refresher"]["wanted"]
+
+    run_virtual(main(), clock)
+
+
+def test_who_is_cancelled_while_draining_ends_the_background_work_too(
+    clock: VirtualClock,
+) -> None:
+    """The cache was closed then, and its sweeper and refresher ran on."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        await CacheWarmingStrategy(cache).start_background_refresh()
+        caller = asyncio.create_task(cache.get_or_load("key", Loader(seconds=60)))
+        await settle()
+        closing = asyncio.create_task(cache.aclose(drain=True, timeout=60))
+        await settle()
+        closing.cancel()
+        with pytest.raises(CacheClosedError):
+            await caller
+        assert await _its_tasks() == []
+        assert not cache.health()["background"]["sweeper"]["wanted"]
+
+    run_virtual(main(), clock)
