@@ -204,3 +204,32 @@ def test_who_is_cancelled_while_draining_ends_the_background_work_too(
         assert not cache.health()["background"]["sweeper"]["wanted"]
 
     run_virtual(main(), clock)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+@pytest.mark.parametrize("many", [False, True])
+def test_a_loader_that_raises_generator_exit_fails_in_silence(
+    clock: VirtualClock, seconds: float, many: bool
+) -> None:
+    """It was told as an exception of a task that was never retrieved."""
+
+    async def main() -> list[dict[str, Any]]:
+        told: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        cache = AsyncSafeCache(clock=clock)
+
+        async def load(_: object = None) -> Any:
+            if seconds:
+                await asyncio.sleep(seconds)
+            raise GeneratorExit
+
+        with pytest.raises(LoadCancelledError):
+            if many:
+                await cache.get_or_load_many(["key"], load)
+            else:
+                await cache.get_or_load("key", load)
+        await settle()
+        gc.collect()
+        return told
+
+    assert run_virtual(main(), clock) == []
