@@ -233,3 +233,33 @@ def test_a_loader_that_raises_generator_exit_fails_in_silence(
         return told
 
     assert run_virtual(main(), clock) == []
+
+
+# -- freshness
+
+
+def test_a_refresh_that_fails_brings_the_next_load_no_nearer(clock: VirtualClock) -> None:
+    """From then on each read of a value that was all but new began a load behind it."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        origin = Loader("old", ValueError("down"), "new")
+
+        @race_safe_cached(cache, "call", ttl=100, refresh_ahead=0.8)
+        async def call() -> Any:
+            return await origin()
+
+        await call()
+        clock.advance(10)
+        with pytest.raises(ValueError, match="down"):
+            await cache.refresh(call)
+        clock.advance(10)
+        assert await call() == "old"
+        await settle()
+        assert origin.calls == 2
+        clock.advance(70)
+        await call()
+        await settle()
+        assert origin.calls == 3
+
+    run_virtual(main(), clock)
