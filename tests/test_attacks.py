@@ -263,3 +263,22 @@ def test_a_refresh_that_fails_brings_the_next_load_no_nearer(clock: VirtualClock
         assert origin.calls == 3
 
     run_virtual(main(), clock)
+
+
+def test_who_waits_on_after_soft_timeout_and_leaves_cancels_the_load(clock: VirtualClock) -> None:
+    """What was stale became too old meanwhile; the load was to go on though nobody was served."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        options: dict[str, Any] = {"ttl": 10, "stale_if_error": 5}
+        await cache.get_or_load("key", lambda: "old", **options)
+        clock.advance(14)
+        origin = Loader("new", seconds=60)
+        caller = asyncio.create_task(cache.get_or_load("key", origin, soft_timeout=2, **options))
+        await asyncio.sleep(5)
+        assert (origin.calls, origin.ended) == (1, 0), "it joined again the load that it left"
+        caller.cancel()
+        await settle()
+        assert origin.cancelled == 1
+
+    run_virtual(main(), clock)
