@@ -282,3 +282,11 @@ def test_who_waits_on_after_soft_timeout_and_leaves_cancels_the_load(clock: Virt
         assert origin.cancelled == 1
 
     run_virtual(main(), clock)
+
+
+@pytest.mark.parametrize("longer", ["hard_timeout", "load_timeout"])
+def test_a_cache_refuses_timeouts_that_contradict_each_other(longer: str) -> None:
+    """Nothing that was given later had to do with them, so nothing ever told."""
+    options: dict[str, Any] = {"soft_timeout": 5, longer: 3}
+    with pytest.raises(ValueError, match=f"soft_timeout=5.0 must not be above {longer}=3.0"):
+        AsyncSafeCache(**options)
