@@ -290,3 +290,12 @@ def test_a_cache_refuses_timeouts_that_contradict_each_other(longer: str) -> Non
     options: dict[str, Any] = {"soft_timeout": 5, longer: 3}
     with pytest.raises(ValueError, match=f"soft_timeout=5.0 must not be above {longer}=3.0"):
         AsyncSafeCache(**options)
+
+
+@pytest.mark.parametrize("option", ["vary_on", "version", "after_close", "depends_on"])
+def test_registering_takes_no_option_that_get_or_load_does_not_warm_by(option: str) -> None:
+    """Each was taken; vary_on changed no key."""
+    strategy = CacheWarmingStrategy(AsyncSafeCache())
+    given: dict[str, Any] = {option: "call" if option == "after_close" else ()}
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{option}'"):
+        strategy.register(["key"], lambda: 1, **given)
