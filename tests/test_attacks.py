@@ -18,6 +18,7 @@ from async_safe_cache import (
     CacheClosedError,
     CacheWarmingStrategy,
     LoadCancelledError,
+    LoadContext,
     race_safe_cached,
 )
 
@@ -299,3 +300,38 @@ def test_registering_takes_no_option_that_get_or_load_does_not_warm_by(option: s
     given: dict[str, Any] = {option: "call" if option == "after_close" else ()}
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{option}'"):
         strategy.register(["key"], lambda: 1, **given)
+
+
+# -- warming
+
+
+class Stop(BaseException):
+    """What some frameworks raise to end what they called."""
+
+
+def test_a_loader_that_raises_no_exception_fails_alone(clock: VirtualClock) -> None:
+    """Nobody caught that: the other calls were not warmed, and the refresher was dead."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        strategy = CacheWarmingStrategy(cache, concurrency=1)
+        origin = Loader("value")
+
+        def load(context: LoadContext) -> Any:
+            if context.key == "bad":
+                raise Stop
+            return origin()
+
+        strategy.register(["bad", "good"], load, every=5)
+        report = await strategy.warm()
+        assert [type(error.__cause__) for error in report.failed.values()] == [Stop]
+        assert len(report.loaded) == origin.calls == 1
+        await strategy.start_background_refresh()
+        await asyncio.sleep(17)
+        assert origin.calls == 1 + 3
+        refresher = cache.health()["background"]["refresher"]
+        assert refresher["running"]
+        assert refresher["errors"] == 0
+        await cache.aclose()
+
+    run_virtual(main(), clock)
