@@ -145,6 +145,16 @@ class Background:
         for task in ending:
             await self._end(task, timeout)
 
+    def abandon(self) -> None:
+        """End the job, unless that was asked for, and wait for nothing."""
+        with self._lock:
+            self.wanted = False
+            task, self._task = self._task, None
+            if task is not None:
+                self._ending.append(task)
+        if task is not None:
+            _cancel(task)
+
     async def _end(self, task: asyncio.Task[None], timeout: float) -> None:
         here = asyncio.get_running_loop()
         if task.get_loop() is here:
@@ -213,7 +223,7 @@ def _cause(error: Exception) -> Exception:
 
 
 def _cancel(task: asyncio.Task[None]) -> None:
-    """End *task* when its loop, another one, runs again."""
+    """End *task* when its loop runs again."""
     try:
         task.get_loop().call_soon_threadsafe(task.cancel)
     except RuntimeError:

@@ -24,7 +24,7 @@ from ._keys import DataKey
 from ._landing import MANY, NOT_KEPT, Landing, trimmed
 from ._loader import isolated
 from ._marks import Marks
-from ._tasks import start
+from ._tasks import asked, start
 from .options import CacheOptions
 
 __all__ = ["BulkLoad", "LoadMany", "Placing"]
@@ -135,10 +135,11 @@ class BulkLoad:
         if self._group.stopping:
             lead.cancel()
 
-    def _task_done(self, _: object) -> None:
+    def _task_done(self, task: "asyncio.Task[None]") -> None:
         """End the flights of a task that was cancelled before its first step."""
         if self._alarm is not None:
             self._alarm.cancel()
+        asked(task)
         self._fail(asyncio.CancelledError())
 
     def _time_out(self, seconds: float) -> None:
@@ -181,7 +182,7 @@ class BulkLoad:
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 task = asyncio.current_task()
                 if task is not None:  # it is raised where it belongs; nobody else asks for it
-                    task.add_done_callback(lambda task: task.cancelled() or task.exception())
+                    task.add_done_callback(asked)
                 raise error
         except Exception as broken:  # noqa: BLE001 - a bug: but nobody may wait for ever
             self._fail(trimmed(broken))

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from enum import Enum, auto
+from functools import partial
 from inspect import isawaitable
 from time import monotonic
 from types import CoroutineType
@@ -41,7 +42,7 @@ from ._keys import DataKey
 from ._landing import ENDED, Landing, Load, trimmed
 from ._loader import LoadContext, isolated
 from ._marks import Marks
-from ._tasks import start
+from ._tasks import asked, start
 from .errors import CacheClosedError, LoadCancelledError, LoadTimeoutError, RecursiveLoadError
 from .options import AUTO, CacheOptions
 from .outcomes import MISSING, MissReason
@@ -125,10 +126,16 @@ class Loads:
         soft, hard = math.inf, math.inf
         if not options.plain:
             soft, hard = _limits(options, loop)
+        rung: tuple[Flight, Waiter] | None = None
         while True:
-            turn = self._enter(
-                space, key, options, current, loop, owner, refresh, counted, marks, told
-            )
+            try:
+                turn = self._enter(
+                    space, key, options, current, loop, owner, refresh, counted, marks, told, heat
+                )
+            finally:
+                if rung is not None:  # now that the same load, if it still runs, was joined again
+                    self._forget(current, *rung)
+                    rung = None
             if type(turn) is Entry:
                 result = turn.value
                 del turn
@@ -151,11 +158,10 @@ class Loads:
                     alarm = loop.call_at(at, _ring, waiter, context=Context())
                 if step is _LEAD:
                     flight.load = kind, call, arguments, options
-                    flight.heat = heat
                     if in_thread:
-                        self._start_thread(flight)
+                        self._start_thread(flight, alone=heat is not None)
                     else:
-                        self._start_task(flight, loop)
+                        self._start_task(flight, loop, alone=heat is not None)
                 elif step is _CLEAN_UP:
                     timer = loop.call_later(options.cancel_grace, release, waiter)
                 outcome: Outcome | None
@@ -180,6 +186,7 @@ class Loads:
                 if self._time_is_up(current, flight, waiter, stale, options, begun, at >= hard):
                     return _copied(cast("Entry", stale).value, options)
                 soft = math.inf  # what could have been taken then has become too old
+                rung = flight, waiter
                 continue
             if current is not None:
                 current.waits_on.pop(waiter, None)
@@ -225,7 +232,7 @@ class Loads:
         began = 0.0 if hard is None else monotonic()
         while True:
             turn = self._enter(
-                space, key, options, current, None, None, False, counted, marks, None
+                space, key, options, current, None, None, False, counted, marks, None, None
             )
             if type(turn) is Entry:
                 result = turn.value
@@ -283,6 +290,7 @@ class Loads:
         counted: bool,
         marks: Marks | None,
         told: LoadContext | None,
+        heat: float | None,
     ) -> Entry | Turn:
         """Decide, in one step, what this caller does; *owner* is the loop of a load of its own."""
         engine, store, flights = self.engine, self.store, self.flights
@@ -341,6 +349,7 @@ class Loads:
                         reason = engine.miss_unfit(space, unfit)
                 elif refresh:
                     flight.refresh = True
+                    flight.heat = heat
                 flight.begun = now
                 if marks is not None:
                     self._mark(flight, marks)
@@ -548,19 +557,23 @@ class Loads:
     ) -> bool:
         """Leave *flight*, which takes too long; tell whether the stale value is taken.
 
+        If it is not, and this is not the *last* time, the caller stays.
+
         Raises:
             LoadTimeoutError: There is none, and it was the *last* time.
         """
         taken = stale is not None and self._may_stand_in(stale, options)
-        if taken or not last:
+        if not (taken or last):
+            return False
+        if taken:
             flight.keep = True  # what is taken now is stale: the next one is on its way
         elif (flight.load or ENDED)[3].on_abandon == "cancel":
             flight.keep = False  # a load that hangs is in nobody's interest any more
         self._forget(current, flight, waiter)
         now = self.engine.moment_or_none()
-        if now is not None and (taken or last):
+        if now is not None:
             self.engine.recent.fresh.append(now - begun)
-        if last and not taken:
+        if not taken:
             raise LoadTimeoutError(flight.name, options.hard_timeout or 0.0, "hard_timeout")
         return taken
 
@@ -638,14 +651,16 @@ class Loads:
                 grace,
             )
 
-    def _start_task(self, flight: Flight, loop: Loop, *, behind: bool = False) -> None:
+    def _start_task(
+        self, flight: Flight, loop: Loop, *, behind: bool = False, alone: bool = False
+    ) -> None:
         """Run *load* in a task of the cache's own, which no caller owns.
 
-        One *behind* a value pins and sees no request, and does not begin before its
-        caller has that value.
+        *alone*, and *behind* a value, it pins and sees no request; behind one it does not
+        begin before its caller has that value.
         """
         options: CacheOptions = flight.load[3]
-        alone = behind or flight.heat is not None or options.context == "isolated"
+        alone = alone or behind or options.context == "isolated"
         context = isolated(options) if alone else copy_context()
         context.run(current_flight.set, flight)
         running = self._run(flight, behind=behind)
@@ -668,12 +683,13 @@ class Loads:
             end = self.landing.time_out
             flight.alarm = loop.call_later(seconds, end, flight, seconds, context=Context())
         # In its own context: a callback pins the one that it is given, here the caller's.
-        task.add_done_callback(lambda _: self._task_done(flight), context=context)
+        task.add_done_callback(partial(self._task_done, flight), context=context)
         if flight.cancelling:
             flight.cancel()
 
-    def _task_done(self, flight: Flight) -> None:
+    def _task_done(self, flight: Flight, task: "asyncio.Task[None]") -> None:
         """End the flight of a task that is over, if it is not ended."""
+        asked(task)
         if flight.alarm is not None:
             flight.alarm.cancel()
             flight.alarm = None
@@ -684,7 +700,7 @@ class Loads:
         else:  # cancelled before its first step: it ran nothing
             self.landing.conclude(flight, None, asyncio.CancelledError())
 
-    def _start_thread(self, flight: Flight) -> None:
+    def _start_thread(self, flight: Flight, *, alone: bool) -> None:
         """Run the *load* of a plain `def` in a thread of the cache's own."""
 
         def work() -> None:
@@ -695,7 +711,7 @@ class Loads:
                 self.engine.workers.discard(threading.current_thread())
 
         # `_lead` isolates what is to be isolated, but for what is loaded for nobody.
-        context = copy_context() if flight.heat is None else isolated(flight.load[3])
+        context = isolated(flight.load[3]) if alone else copy_context()
         thread = threading.Thread(
             target=context.run, args=(work,), name=f"load of {flight.name}", daemon=True
         )
@@ -735,7 +751,7 @@ class Loads:
             if stopped:
                 task = asyncio.current_task()
                 if task is not None:  # it is raised where it belongs; nobody else asks for it
-                    task.add_done_callback(lambda task: task.cancelled() or task.exception())
+                    task.add_done_callback(asked)
                 raise cast("BaseException", error)
         finally:
             # The loader's frames, which the error holds, lead back to this one.

@@ -450,9 +450,9 @@ class Store:
             self.order.spend = self.hand_over
 
     def look_again(self, entry: Entry, moment: float) -> None:
-        """Let hits of *entry* look again at *moment* whether there is more to do."""
+        """Let hits of *entry* not look before *moment* whether there is more to do."""
         if entry.space.ahead is not None:
-            entry.since = min(entry.deadline, moment)
+            entry.since = min(entry.deadline, max(entry.since, moment))
 
     def _time(self, entry: Entry, facts: Facts, ttl: float | None, born: float) -> None:
         """Note what follows from the deadline of *entry*, and its time to live."""

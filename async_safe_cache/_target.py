@@ -1,9 +1,10 @@
 """A call to be kept warm: what it takes to load it for nobody."""
 
+import asyncio
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from contextvars import Token
-from typing import Any, final
+from typing import Any, Final, final
 from weakref import ref
 
 from ._cache import AsyncSafeCache
@@ -18,6 +19,8 @@ from .options import CacheOptions
 from .outcomes import MISSING
 
 __all__ = ["Target"]
+
+_STOPS: Final = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 @final
@@ -146,10 +149,19 @@ class Target:
 
         Raises:
             CacheClosedError: Its function, its instance or the cache is closed or gone.
+            RuntimeError: Its loader raised what is no Exception.
             Exception: Whatever its loader raised.
         """
         with self._varied():
-            return await self._load(cache, cache._engine.store.heat(*self.place))
+            try:
+                return await self._load(cache, cache._engine.store.heat(*self.place))
+            except (Exception, *_STOPS):
+                raise
+            except BaseException as error:
+                # Nobody asked for the value whom it could stop; those who warm it go on.
+                raise RuntimeError(
+                    f"the loader of {self.name!r} raised {type(error).__name__}"
+                ) from error
 
     @contextmanager
     def _varied(self) -> Generator[None]:

@@ -16,7 +16,7 @@ from enum import Enum, auto
 from functools import lru_cache
 from typing import Any, Final
 
-__all__ = ["EAGER", "start"]
+__all__ = ["EAGER", "asked", "start"]
 
 EAGER: Final = sys.version_info >= (3, 12)
 """Whether tasks of this Python can begin at once."""
@@ -79,3 +79,9 @@ def start(
             task = itself(coroutine, name=name, context=context, eager_start=True)
             return task
     return loop.create_task(coroutine, name=name, context=context)
+
+
+def asked(task: "asyncio.Task[None]") -> None:
+    """Ask *task*, which is over, for its exception, so that nobody is told that none did."""
+    if not task.cancelled():
+        task.exception()

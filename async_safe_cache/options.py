@@ -375,10 +375,10 @@ class CacheOptions:
         object.__setattr__(self, "plain", plain)
         object.__setattr__(self, "copier", _COPIERS[self.copy])
 
-    def _refuse_contradictions(self, given: Mapping[str, object]) -> None:
-        """Raise ValueError if what was *given*, at one call or function, contradicts the rest."""
+    def _refuse_contradictions(self, given: Mapping[str, object], *, default: bool) -> None:
+        """Raise ValueError if what was *given* contradicts the rest."""
         for name in ("stale_while_revalidate", "stale_if_error", "refresh_ahead"):
-            if given.get(name) and self.ttl is None:
+            if given.get(name) and self.ttl is None and not default:
                 raise ValueError(
                     f"{name} needs a ttl: a value without one is fresh for ever; give ttl=, "
                     f"or leave {name} out"
@@ -439,8 +439,7 @@ class CacheOptions:
                 )
             changed[name] = check(name, value)
         options = replace(self, **changed)
-        if not default:
-            options._refuse_contradictions(changed)
+        options._refuse_contradictions(changed, default=default)
         if memo is not None:
             if len(self._memo) >= MOST_MEMOS:
                 self._memo.clear()

@@ -50,6 +50,7 @@ from .options import (
     check_bound,
     check_callable,
     check_fraction,
+    check_known,
     check_seconds,
 )
 from .outcomes import WarmingReport
@@ -174,6 +175,7 @@ class CacheWarmingStrategy:
                 cache.
             UnsupportedKeyError: An argument, or a key, cannot be part of a key.
         """
+        check_known("register", freshness, LoadOptions)
         plan = None if every is None else Every(every, jitter)
         times = None if at is None else At(at)
         check_fraction("jitter", jitter, "how much of every, and of a ttl, chance may cut off")
