@@ -191,12 +191,8 @@ MUTANTS = (
         line="§3.2",
         what="The load does not get a copy of the first caller's context: tracing loses its span.",
         file="_loads.py",
-        old="""\
-        context = copy_context()
-        context.run(current_flight.set, flight)""",
-        new="""\
-        context = type(copy_context())()
-        context.run(current_flight.set, flight)""",
+        old="context = _isolated(options) if isolated else copy_context()",
+        new="context = _isolated(options) if isolated else Context()",
         found_by=(
             "tests/test_survivors.py::test_a_load_sees_the_first_callers_context_and_changes_nobodys",
         ),
@@ -206,12 +202,8 @@ MUTANTS = (
         line="§3.2",
         what="A `def` that is refreshed in a worker thread does not see its caller's context.",
         file="_loads.py",
-        old="""\
-        context = copy_context()
-        thread = threading""",
-        new="""\
-        context = type(copy_context())()
-        thread = threading""",
+        old="context = copy_context() if flight.heat is None",
+        new="context = Context() if flight.heat is None",
         found_by=(
             "tests/test_survivors.py::test_a_refresh_of_a_def_in_a_thread_sees_its_callers_context",
         ),
@@ -222,7 +214,7 @@ MUTANTS = (
         what="The load is noted in its caller's own context: who gave up is told of a recursion.",
         file="_loads.py",
         old="""\
-        context = copy_context()
+        context = _isolated(options) if isolated else copy_context()
         context.run(current_flight.set, flight)
         running""",
         new="""\
@@ -707,8 +699,10 @@ MUTANTS = (
         line="§3.7",
         what="The load's context does not name its flight: what it awaits is nobody's.",
         file="_loads.py",
-        old="context.run(current_flight.set, flight)",
-        new="pass",
+        old="""\
+        context.run(current_flight.set, flight)
+        running""",
+        new="        running",
         found_by=(
             "a_load_of_its_own_key_is_told_so",
             "tests/test_recursion.py::test_a_load_that_awaits_its_own_key_fails_at_once_for_all_who_wait",
@@ -754,8 +748,8 @@ MUTANTS = (
         line="§3.7",
         what="Loads begin inside each other without end: a long chain is taken for a recursion.",
         file="_loads.py",
-        old="eager = flight.depth % NESTED != NESTED - 1",
-        new="eager = True",
+        old="eager = not behind and flight.depth % NESTED != NESTED - 1",
+        new="eager = not behind",
         found_by=("tests/test_recursion.py::test_a_chain_of_five_hundred_loads_works",),
         since=(3, 12),
     ),
@@ -1162,8 +1156,8 @@ put, kind = landing.store.put, flight.load[0]
         line="§5",
         what="jitter= adds to the ttl: values are served past it.",
         file="_engine.py",
-        old="(1 - options.jitter * random.random())",
-        new="(1 + options.jitter * random.random())",
+        old="return ttl * (1 - jitter * random.random())",
+        new="return ttl * (1 + jitter * random.random())",
         found_by=("tests/test_cache.py::test_jitter_spreads_expiry_and_never_lengthens_it",),
     ),
     Mutant(
@@ -1171,8 +1165,14 @@ put, kind = landing.store.put, flight.load[0]
         line="§5",
         what="ttl=0 is accepted where it is given, and nothing is ever found again.",
         file="options.py",
-        old="if seconds <= 0:",
-        new="if seconds < 0:",
+        old="""\
+    if seconds <= 0:
+        raise ValueError(f"{name}={value!r} must be {meaning}")
+    return None""",
+        new="""\
+    if seconds < 0:
+        raise ValueError(f"{name}={value!r} must be {meaning}")
+    return None""",
         found_by=("tests/test_options.py::test_a_wrong_ttl_is_refused_everywhere",),
     ),
     Mutant(
@@ -1211,7 +1211,7 @@ put, kind = landing.store.put, flight.load[0]
         what="Without the sweeper nobody frees expired entries: they pile up.",
         file="_store.py",
         old="""\
-        if self._graves or now >= self._expiry.soonest:
+        if self._graves or now >= self._expiry.soonest or now >= self._kept.soonest:
             self.free(now, PER_WRITE, dropped)
         if self._graves or""",
         new="        if self._graves or",
@@ -1365,8 +1365,12 @@ put, kind = landing.store.put, flight.load[0]
         line="§6",
         what="A value larger than the bound evicts all others, and is stored above the bound.",
         file="_store.py",
-        old="if weight > self.max_bytes or self.max_entries < 1:",
-        new="if self.max_entries < 1:",
+        old="""\
+        if weight > self.max_bytes or self.max_entries < 1:
+            if old""",
+        new="""\
+        if self.max_entries < 1:
+            if old""",
         found_by=(
             "a_value_too_large_removes_the_older_one_and_nothing_else",
             "tests/test_store.py::test_a_value_larger_than_the_bound_is_not_stored_and_evicts_nothing",
@@ -1392,8 +1396,8 @@ put, kind = landing.store.put, flight.load[0]
         old="""\
             if (self._graves or now >= self._expiry.soonest) and self.free(now, 1, dropped):
                 continue
-            victim""",
-        new="            victim",
+            victim = take""",
+        new="            victim = take",
         found_by=(
             "expired_entries_leave_before_live_ones",
             "tests/test_store.py::test_one_large_value_takes_the_place_of_many_expired_ones",
@@ -1521,11 +1525,11 @@ put, kind = landing.store.put, flight.load[0]
         line="§6",
         what="Asking whether something is there renews its recency.",
         file="_cache.py",
-        old="        return default if entry is None else entry.value",
+        old="        return default if entry is None else entry.handed",
         new="""\
         if entry is not None:
             self._engine.store.order.touch(entry)
-        return default if entry is None else entry.value""",
+        return default if entry is None else entry.handed""",
         found_by=("tests/test_store.py::test_peek_changes_neither_recency_nor_statistics",),
     ),
     Mutant(
@@ -1658,8 +1662,8 @@ put, kind = landing.store.put, flight.load[0]
         line="§7",
         what="A delete of what had expired already is reported as DELETED.",
         file="_store.py",
-        old="cause if fresh else RemovalCause.EXPIRED, dropped)",
-        new="cause, dropped)",
+        old="self._unlink(entry, cause if held else _EXPIRED, dropped)",
+        new="self._unlink(entry, cause, dropped)",
         found_by=(
             "a_miss_tells_the_truth_whoever_freed_the_memory",
             "tests/test_store.py::test_the_store_answers_as_a_plain_model_does_over_many_operations",
@@ -1802,14 +1806,14 @@ with self._lock:
         what="A plain `def` runs under the lock: nobody reads while it does.",
         file="_loads.py",
         old="""\
-        token = current_flight.set(flight)
-        try:
-            value = call(*arguments)""",
+            else:
+                value = call(*arguments)
+        except""",
         new="""\
-        token = current_flight.set(flight)
-        try:
-            with self._lock:
-                value = call(*arguments)""",
+            else:
+                with self._lock:
+                    value = call(*arguments)
+        except""",
         found_by=(
             "tests/test_survivors.py::test_while_the_users_code_runs_another_thread_gets_into_the_cache",
         ),
@@ -2055,8 +2059,8 @@ with self._lock:
         file="_loads.py",
         old="""\
             counted = True
-            timer = None""",
-        new="            timer = None",
+            timer = alarm = None""",
+        new="            timer = alarm = None",
         found_by=(
             "nobody_joins_a_load_that_is_being_cancelled",
             "tests/test_survivors.py::test_who_waits_out_a_clean_up_and_then_loads_is_one_call",
@@ -2191,7 +2195,7 @@ oldest = next(iter(self._order), None)
         file="_flights.py",
         old="""\
         self._registry, self._apart, self.running = {}, {}, {}
-        self.overlapping = 0
+        self.overlapping = self.hung = 0
         return flights""",
         new="        return flights",
         found_by=("tests/test_fork.py::test_a_child_joins_no_load_of_its_parent",),
