@@ -328,17 +328,20 @@ class Store:
     ) -> bool:
         """Remove the entry of *key*; tell whether there was a fresh one.
 
-        One that only expires, and is kept past its ttl, becomes stale. With *fenced*, a
-        load of *key* was just shut out: the cause is remembered even if there was no entry.
+        One that only expires, and is kept past its ttl, becomes stale, or stays it. With
+        *fenced*, a load of *key* was just shut out: the cause is remembered even if there was
+        no entry.
         """
         self.free(now, PER_WRITE, dropped)
         entry = space.data.get(key)
         if entry is not None:
             fresh = entry.deadline > now
-            if fresh and cause is _EXPIRED and entry.kept(now) is not None:
-                self._lapse(entry, now)
-                return True
-            held = fresh or entry.kept(now) is not None
+            kept = entry.kept(now) is not None
+            if kept and cause is _EXPIRED:
+                if fresh:
+                    self._lapse(entry, now)
+                return fresh
+            held = fresh or kept
             self._unlink(entry, cause if held else _EXPIRED, dropped)
             if fresh:
                 return True
