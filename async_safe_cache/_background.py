@@ -128,16 +128,23 @@ class Background:
         self.last_success = self._clock()
         self.failing = 0
 
+    def dismiss(self) -> None:
+        """Let the job end, in this very step; `stop` waits for that."""
+        with self._lock:
+            self.wanted = False
+            task, self._task = self._task, None
+            if task is not None:
+                self._ending.append(task)
+        if task is not None:
+            _cancel(task)
+
     async def stop(self, timeout: float) -> None:
         """End the job; return when its task has ended, at most *timeout* seconds later.
 
         So does a second caller: the first may have been cancelled while it waited.
         """
+        self.dismiss()
         with self._lock:
-            self.wanted = False
-            if self._task is not None:
-                self._ending.append(self._task)
-                self._task = None
             self._ending = [
                 each for each in self._ending if not (each.done() or each.get_loop().is_closed())
             ]
@@ -204,7 +211,7 @@ class Background:
 
 
 def _cancel(task: asyncio.Task[None]) -> None:
-    """End *task* when its loop, another one, runs again."""
+    """End *task*, as soon as its loop runs."""
     try:
         task.get_loop().call_soon_threadsafe(task.cancel)
     except RuntimeError:

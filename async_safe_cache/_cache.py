@@ -1075,7 +1075,10 @@ class AsyncSafeCache:
         finally:
             # Also when the caller is cancelled: a cache half closed would be worse.
             wreck = closing.finish()
-        if engine.state is State.OPEN:
+            if self.closed:
+                for job in self._jobs():
+                    job.dismiss()
+        if not self.closed:
             return  # somebody opened it again meanwhile
         for job in self._jobs():
             await job.stop(max(0.0, deadline - loop.time()))

@@ -425,7 +425,9 @@ class CacheWarmingStrategy:
             raise ValueError(f"fan_out={fan_out} must be an int from 1: calls after one read")
         cache = self.cache
         cache._engine.admit()
-        await self.stop()
+        while self._refresher is not None:  # also one that somebody else starts meanwhile
+            await self.stop()
+        cache._engine.admit()
         refresher = self._refresher = Refresher(
             cache,
             self._pace,
@@ -452,22 +454,25 @@ class CacheWarmingStrategy:
         refresher.job.start()
 
     async def stop(self, timeout: float | timedelta = 5.0) -> None:
-        """End the background refresh; loads that somebody else waits for go on. Idempotent.
+        """End the background refresh; loads that somebody else waits for go on.
+
+        Idempotent: a second caller waits for the end, too.
 
         Args:
             timeout: Seconds that it may take.
         """
         seconds = check_seconds("timeout", timeout, zero=True)
-        refresher, self._refresher = self._refresher, None
+        refresher = self._refresher
         if refresher is None:
             return
         if self._predictor is not None:
             self._predictor = None
             self.cache._functions.show_reads(None, None)
-        followers = self.cache._sweeper.followers
-        if refresher.job in followers:
-            followers.remove(refresher.job)
         await refresher.job.stop(seconds)
+        # Until here it follows: who closes the cache meanwhile waits for its end, too.
+        if self._refresher is refresher:
+            self._refresher = None
+            self.cache._sweeper.followers.remove(refresher.job)
 
     # -- over a restart
 
