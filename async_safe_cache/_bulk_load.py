@@ -244,7 +244,7 @@ class BulkLoad:
 
     def _marks(self, space: Namespace) -> Marks | None:
         window = max(self._options.window, space.window)
-        if not (self._tags or space.described or window):
+        if not (self._tags or space.described or window or self._options.ahead):
             return None
         return Marks(self._tags, (), space.version, window=window)
 

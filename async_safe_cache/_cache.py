@@ -398,17 +398,22 @@ class AsyncSafeCache:
         Complexity: O(1) plus the load.
         """
         call, context = call_of(loader, key)
-        options = self._options.but(
-            ttl=ttl,
-            jitter=jitter,
-            on_abandon=on_abandon,
-            cancel_grace=cancel_grace,
-            negative=negative,
-            tags=tags,
-            depends_on=depends_on,
-            version=version,
-            **freshness,
+        options = self._options
+        given = not (
+            ttl is jitter is on_abandon is cancel_grace is negative is tags is depends_on is UNSET
         )
+        if given or freshness or version is not UNSET:
+            options = self._options.but(
+                ttl=ttl,
+                jitter=jitter,
+                on_abandon=on_abandon,
+                cancel_grace=cancel_grace,
+                negative=negative,
+                tags=tags,
+                depends_on=depends_on,
+                version=version,
+                **freshness,
+            )
         space, data, kind = self._place(key)
         added = None if context is None else context.tags
         own = space.version if version is UNSET else options.version

@@ -30,6 +30,7 @@ from ._health import Recent
 from ._journal import Journal
 from ._keys import DataKey
 from ._links import Link
+from ._loader import NotModified, Skipped
 from ._marks import Marks, Place
 from ._protocols import Clock, Weigher
 from ._store import ENTRY_OVERHEAD, Store
@@ -64,7 +65,9 @@ def one_shot(value: object) -> bool:
     if kind is dict or kind is str or kind is bytes or kind is list or kind is tuple:
         return False
     return (
-        hasattr(kind, "__await__")
+        kind is NotModified
+        or kind is Skipped
+        or hasattr(kind, "__await__")
         or (hasattr(kind, "__next__") and _is_its_own(iter, value))
         or (hasattr(kind, "__anext__") and _is_its_own(aiter, value))
     )
@@ -79,9 +82,17 @@ def _is_its_own(iterator_of: Callable[[Any], object], value: object) -> bool:
 
 
 def check_value(source: str, name: str, value: object) -> None:
-    """Raise TypeError for an awaitable, a generator or an iterator; *source* of *name* gave it."""
+    """Raise TypeError for an awaitable, a generator or an iterator; *source* of *name* gave it.
+
+    Likewise for what a `LoadContext` gave to a loader that was called without one.
+    """
     if not one_shot(value):
         return
+    if isinstance(value, (NotModified, Skipped)):
+        raise TypeError(
+            f"{source} of {name!r} gave what the LoadContext of another load returned, and means "
+            "nothing here: return it from the loader that was given that context"
+        )
     if iscoroutine(value):
         value.close()
     raise TypeError(
@@ -375,7 +386,9 @@ class Engine:
         with self._lock:
             entry = space.data.get(key)
             fresh = None if entry is None or entry.deadline <= now else entry
-            kept = None if entry is None or fresh is not None else entry.kept(now)
+            stale_left = None
+            if entry is not None and fresh is None and entry.kept(now) is not None:
+                stale_left = entry.deadline + cast("Facts", entry.facts).window - now
             reason: MissReason | None
             if fresh is None:
                 reason = self.store.reason(space, key)
@@ -394,7 +407,7 @@ class Engine:
                 reason=reason,
                 age=None if fresh is None else max(0.0, now - fresh.born),
                 ttl_left=left,
-                stale_left=None if entry is None or kept is None else kept.deadline - now,
+                stale_left=stale_left,
                 weight=None if fresh is None else fresh.weight,
                 tags=() if fresh is None else fresh.tags,
                 depends_on=0 if link is None else len(link.sources),

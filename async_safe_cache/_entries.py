@@ -73,8 +73,8 @@ class Namespace:
         linked: Whether its fast lookup asks `Facts.current`. Where it does not, an
             entry with dependencies has no kind.
         described: Whether every entry that is put here has `Facts`: a lookup reads them.
-        counted: Whether reads of each entry are counted, in its `Facts`.
-        ahead: `refresh_ahead` of its function, for `Facts.soon`.
+        counted: Whether hits of each entry are counted, by `Entry.used`.
+        ahead: `refresh_ahead` of its function: its hits look at `Entry.since`.
         window: Seconds that a value is kept past its ttl, unless a call says otherwise.
         copier: Makes the copy that a hit hands out; None: the stored object itself.
         version: What its values are stored under, unless a call says otherwise.
@@ -150,22 +150,20 @@ class Facts:
         version: What its value was stored under.
         window: Seconds that it is kept past its ttl.
         kept: What keeps it past its ttl; None where nothing does.
-        soon: Up to this moment a hit has nothing else to do; its deadline at the latest.
+        born: When it was stored, where `Entry.since` says something else.
         seconds: How long its load took, if it was loaded.
-        reads: Hits, where these are counted, in one step under the GIL as `Counters.hits`.
         failures: Loads of its key that have failed in a row since it was stored.
         retry: No load is tried before, as long as it can be served.
     """
 
     __slots__ = (
+        "born",
         "failures",
         "generation",
         "kept",
         "link",
-        "reads",
         "retry",
         "seconds",
-        "soon",
         "tags",
         "version",
         "window",
@@ -185,9 +183,8 @@ class Facts:
         self.version = version
         self.window = window
         self.kept: Kept | None = None
-        self.soon = inf
+        self.born = 0.0
         self.seconds = 0.0
-        self.reads = 0
         self.failures = 0
         self.retry = -inf
 
@@ -205,8 +202,11 @@ class Entry:
 
     Attributes:
         since: When it was stored; of an entry with a deadline, its time to live,
-            an object that many entries share.
-        used: Set by a hit; of the order alone, as is `place`.
+            an object that many entries share; where hits look ahead, the moment from which
+            they have more to do, at the latest its deadline.
+        used: Set by a hit, for the order; where hits are counted, how many there were, in
+            one step under the GIL as `Counters.hits`.
+        place: Of the order alone.
         facts: The generation in which it was stored, an int that all entries of that
             generation share; or `Facts`, if there is, or will be, more to say.
     """
@@ -231,7 +231,7 @@ class Entry:
     weight: int
     since: float
     deadline: float
-    used: bool
+    used: int
     place: Any
     facts: int | Facts
 
@@ -274,4 +274,7 @@ class Entry:
     @property
     def born(self) -> float:
         """When it was stored, but for the rounding of one subtraction."""
+        facts = self.facts
+        if self.space.ahead is not None and isinstance(facts, Facts):
+            return facts.born
         return self.since if self.deadline == inf else self.deadline - self.since

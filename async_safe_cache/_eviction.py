@@ -59,7 +59,7 @@ class Member(Protocol):
         place: The policy's own: where the entry is, or None.
     """
 
-    used: bool
+    used: int
     place: Any
 
     @property
@@ -288,18 +288,21 @@ class S3Fifo(Generic[M]):
     Complexity: O(1) each; an eviction looks at up to CHANCES marked entries.
     """
 
-    __slots__ = ("_ghosts", "_main", "_share", "_small")
+    __slots__ = ("_ghosts", "_main", "_share", "_small", "spend")
 
     def __init__(self) -> None:
         self._small: _Queue[M] = _Queue()
         self._main: _Queue[M] = _Queue()
         self._share = SHARE[0]
         self._ghosts = array("I", [NOBODY]) * LEAST_GHOSTS  # bounded by take_oldest()
+        # Is given what an entry's mark says, where that is a count, before it is taken back.
+        self.spend: Callable[[M], object] | None = None
 
     @staticmethod
     def touch(entry: M) -> None:
         """Mark *entry* as used. A caller in a hurry does so itself."""
-        entry.used = True
+        if not entry.used:  # it may be a count
+            entry.used = True
 
     def add(self, entry: M) -> None:
         """Take *entry* in."""
@@ -349,6 +352,8 @@ class S3Fifo(Generic[M]):
             if not entry.used or not chances:
                 break
             chances -= 1
+            if self.spend is not None:
+                self.spend(entry)
             entry.used = False
             main.push(entry)
         ghosts = self._ghosts

@@ -9,7 +9,7 @@ JSON has six kinds of values, Python has more:
 
 The types are those of one table, which reading looks up by name: data never chooses what
 is imported or called. A value of any other type, subclasses of these included, has no
-form; nor has NaN, or what is too deep or too large.
+form; nor has what is too deep or too large. NaN has one that reading refuses.
 
 Invariant: no text makes reading do more than its length allows, or raise what is not
 named here. Neither way runs code of the user's.
@@ -86,12 +86,6 @@ def _str(text: str) -> str:
 
 def _int(text: str) -> int:
     return int(text, 16)
-
-
-def _decimal_parts(value: Decimal) -> tuple[object, ...]:
-    if value.is_nan():
-        raise NoFormError
-    return (str(value),)
 
 
 def _decimal(text: str) -> Decimal:
@@ -175,7 +169,7 @@ _KINDS: Final = (
     _Kind(float, lambda value: (str(value),), _infinity, _TEXT),
     _Kind(bytes, lambda value: (value.hex(),), bytes.fromhex, _TEXT),
     _Kind(complex, lambda value: (value.real, value.imag), complex, ((float,), (float,))),
-    _Kind(Decimal, _decimal_parts, _decimal, _TEXT),
+    _Kind(Decimal, lambda value: (str(value),), _decimal, _TEXT),
     # int(): the parts may be integers of a foreign class.
     _Kind(
         Fraction,
@@ -261,23 +255,20 @@ class Forms:
             raise NoFormError
         # What follows is counted before it is made. A list that holds one list twice,
         # which holds another twice, ... is short but endless to walk.
-        if self.left < (len(cast("Any", value)) if cls in _SIZED else 0):
+        size = len(cast("Any", value)) if cls in _SIZED else 0
+        if cls is int:
+            size = cast("int", value).bit_length() // 4
+        if self.left < size:
             raise NoFormError
-        if cls is str:
-            self.left -= len(cast("str", value))
-            if _is_unicode(cast("str", value)):
-                return value
-        elif cls is int:
-            bits = cast("int", value).bit_length()
-            if bits <= 1024:  # fewer digits than the lowest limit that int() can be given
-                return value
-            self.left -= bits // 4
-        elif cls is float:
-            if math.isfinite(cast("float", value)):
-                return value
-            if math.isnan(cast("float", value)):
-                raise NoFormError
-        if depth == MAX_DEPTH or self.left < 0:
+        if cls is str and _is_unicode(cast("str", value)):
+            self.left -= size
+            return value
+        # Fewer digits than the lowest limit that int() can be given.
+        if cls is int and size <= 256:
+            return value
+        if cls is float and math.isfinite(cast("float", value)):
+            return value
+        if depth == MAX_DEPTH:
             raise NoFormError
         return [cls.__name__, *[self.form(part, depth + 1) for part in kind.apart(value)]]
 
@@ -306,11 +297,10 @@ def value(form: object) -> object:
     if kind is None:
         raise ValueError
     values = [value(part) for part in parts]
-    if kind.parts is not None and (
-        len(values) != len(kind.parts)
-        or any(type(value) not in types for value, types in zip(values, kind.parts, strict=True))
-    ):
-        raise ValueError
+    if kind.parts is not None:
+        for part, types in zip(values, kind.parts, strict=True):
+            if type(part) not in types:
+                raise ValueError
     return kind.together(*values)
 
 

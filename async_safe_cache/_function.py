@@ -135,8 +135,7 @@ class CachedFunction:
         space.window = self.options.window
         space.copier = self.options.copier
         space.counted = self.counted
-        space.described = space.linked or space.ahead is not None or space.counted
-        space.described = space.described or space.window > 0
+        space.described = space.linked or space.ahead is not None or space.window > 0
         space.version = self.options.version
         return space
 
@@ -183,11 +182,14 @@ class CachedFunction:
         return self.space_of(values[0]), key, kind
 
     def count_reads(self) -> None:
-        """Let its entries have a place to count reads at."""
+        """Let hits of its entries be counted."""
         with self.store.lock:
             self.counted = True
             for space in self.spaces():
-                space.counted = space.described = True
+                if not space.counted:
+                    space.counted = True
+                    for entry in space.data.values():
+                        entry.used = False  # it was a mark until now
 
     def note(self, space: Namespace, key: DataKey, values: tuple[Any, ...]) -> None:
         """Let the popularity of the call of *values* be known, if it is asked for."""

@@ -70,8 +70,9 @@ class Functions:
         now = self.engine.moment()
         with store.lock:
             if store.popularity is None:
-                store.popularity = Popularity(limit, now)
-            store.popularity.limit = max(store.popularity.limit, limit)
+                store.measure(Popularity(limit, now))
+            elif limit > store.popularity.limit:
+                store.popularity.limit = limit
         self.count_reads(seen=SEEN in store.names)
 
     def show_reads(

@@ -28,7 +28,7 @@ from .errors import LoadCancelledError, LoadTimeoutError
 from .options import UNSET, CacheOptions, Unset
 from .outcomes import RemovalCause
 
-__all__ = ["Landing", "Load", "trimmed"]
+__all__ = ["ENDED", "Landing", "Load", "trimmed"]
 
 _log = logging.getLogger("async_safe_cache")
 
@@ -45,7 +45,7 @@ FAILURE_WEIGHT: Final = 1024
 Load = tuple[object, Callable[..., Any], tuple[Any, ...], CacheOptions]
 """What `Flight.load` is: the kind of the key, the call, its arguments, its options."""
 
-_ENDED: Final[Load] = (None, type(None), (), CacheOptions())  # of a flight that was given up
+ENDED: Final[Load] = (None, type(None), (), CacheOptions())  # of a flight that was given up
 
 
 @final
@@ -98,7 +98,7 @@ class Landing:
                     value, keep = flight.told.unwrap(value)
                 check_value("the loader", flight.name, value)
                 rejected = True
-                skip = (flight.load or _ENDED)[3].skip
+                skip = (flight.load or ENDED)[3].skip
                 if skip is not None and keep:
                     keep = not skip(value)
                 weight = self.engine.measure(flight.key[1], value) if keep else _NOT_KEPT
@@ -158,7 +158,7 @@ class Landing:
         """
         engine, store = self.engine, self.store
         space, key = flight.key
-        kind, _, _, options = flight.load or _ENDED
+        kind, _, _, options = flight.load or ENDED
         stored: bool | None = None
         allowed = self.flights.land(flight)
         if flight.marks is not None and allowed:
@@ -167,10 +167,8 @@ class Landing:
             pass
         elif weight < 0:
             stored = False
-            if key not in space.data:
-                store.reject(space, key, -math.inf, dropped)
-            else:
-                self._back_off(flight, options, now)
+            store.reject(space, key, -math.inf if now is None else now, dropped)
+            self._back_off(flight, options, now, failed=False)
         elif now is None:
             store.reject(space, key, -math.inf, dropped)
             stored = False
@@ -187,9 +185,11 @@ class Landing:
                 engine.replaced(flight, now, dropped, doomed)
             facts = None if flight.marks is None else self._facts(flight, now)
             stored = store.put(space, key, kind, value, weight, ttl, now, dropped, facts)
+            if space.counted and store.popularity is not None:
+                store.popularity.took((space, key), max(0.0, now - flight.begun))
             if store.links.nodes:
                 engine.trim(now, dropped, doomed)
-        if store.events is not None:
+        if store.events is not None and not flight.timed_out:
             seconds, refresh = flight.seconds(now), flight.refresh
             store.events.loaded(space, key, kind, seconds, stored=bool(stored), refresh=refresh)
         return stored
@@ -213,40 +213,76 @@ class Landing:
         facts.seconds = max(0.0, now - flight.begun)
         return facts
 
-    def _back_off(self, flight: Flight, options: CacheOptions, now: float | None) -> None:
-        """Locked. Let what is held at the key of *flight*, which brought nothing, stand a while."""
+    def _back_off(
+        self, flight: Flight, options: CacheOptions, now: float | None, *, failed: bool = True
+    ) -> None:
+        """Locked. Let what is held at the key of *flight*, which brought nothing, stand a while.
+
+        A load that has not *failed* brought something to its callers: the next one that must
+        wait for a load, does.
+        """
         space, key = flight.key
         entry = space.data.get(key)
         facts = None if entry is None else entry.facts
         if entry is None or now is None or not isinstance(facts, Facts):
             return
-        facts.failures += 1
-        facts.retry = now + delay(options.error_backoff, facts.failures)
-        facts.soon = min(entry.deadline, facts.retry)
+        facts.failures = facts.failures + 1 if failed else 0
+        facts.retry = now + delay(options.error_backoff, max(1, facts.failures))
+        self.store.look_again(entry, facts.retry)
+
+    def _note(
+        self,
+        flight: Flight,
+        options: CacheOptions,
+        failure: Failure,
+        remember: float | None | Unset,
+        now: float | None,
+        dropped: list[object],
+    ) -> None:
+        """Locked. Store *failure* as the answer that it is, or let what is held stand a while."""
+        space, key = flight.key
+        if now is None or remember is UNSET or self.store.holds(space, key, now):
+            self._back_off(flight, options, now)
+            return
+        size = ENTRY_OVERHEAD + FAILURE_WEIGHT + weigh_key(key)
+        facts: Facts | None = None
+        if flight.marks is not None:
+            size += flight.marks.weight()
+            facts = self._facts(flight, now)
+            facts.window = 0.0  # an answer of its own: nobody is served it past its time
+        memory = failure.remembered()
+        self.store.put(space, key, None, memory, size, remember, now, dropped, facts)
 
     def time_out(self, flight: Flight, seconds: float) -> None:
         """End *flight*, which has taken *seconds*, for those who wait; then cancel its task."""
         engine = self.engine
         now = engine.moment_or_none()
         error = LoadTimeoutError(flight.name, seconds, "load_timeout")
-        outcome = Outcome(None, Failure(error, None), now)
+        failure = Failure(error, None)
+        outcome = Outcome(None, failure, now)
+        options = (flight.load or ENDED)[3]
+        remember = self._remember(options, error) if options.negative else UNSET
+        dropped: list[object] = []
         with self._lock:
             allowed = self.flights.land(flight)
             waiting = self.flights.time_out(flight)
             if waiting is None:
                 return
-            kind, _, _, options = flight.load or _ENDED
+            kind = (flight.load or ENDED)[0]
             space, key = flight.key
             engine.load_timeouts += 1
             space.counters.loads += 1
             space.counters.load_errors += 1
             engine.failed(flight.key, error)
+            if flight.marks is not None and allowed:
+                allowed = self._unfenced(flight, now, dropped)
             if allowed:
-                self._back_off(flight, options, now)
+                self._note(flight, options, failure, remember, now, dropped)
             if self.store.events is not None:
                 self.store.events.load_failed(space, key, kind, type(error).__name__)
         flight.cancel()
         wake(waiting, outcome)
+        del dropped  # its values are gone before anybody is told
         engine.tell()
 
     def fail(
@@ -258,7 +294,7 @@ class Landing:
     ) -> Outcome:
         """End *flights*, which one load was to answer, with *error*; remember it, if asked to."""
         flight = next(iter(flights))
-        _, _, _, options = flight.load or _ENDED
+        _, _, _, options = flight.load or ENDED
         interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
         cancelled = interrupted or isinstance(error, asyncio.CancelledError)
         stopped_from_outside = (
@@ -293,7 +329,7 @@ class Landing:
         """End *flight* with the failure in *outcome*."""
         engine, now = self.engine, outcome.ended
         space, key = flight.key
-        options = (flight.load or _ENDED)[3]
+        options = (flight.load or ENDED)[3]
         failure = cast("Failure", outcome.failure)
         stopped_by = failure.error.__cause__ if cancelled else None
         interrupted = isinstance(stopped_by, (KeyboardInterrupt, SystemExit))
@@ -327,22 +363,11 @@ class Landing:
             elif rejected:
                 self._back_off(flight, options, now)
                 self.store.reject(space, key, -math.inf if now is None else now, dropped)
-            elif now is None:
-                pass
-            elif remember is not UNSET and not self.store.holds(space, key, now):
-                size = ENTRY_OVERHEAD + FAILURE_WEIGHT + weigh_key(key)
-                memory = failure.remembered()
-                facts: Facts | None = None
-                if flight.marks is not None:
-                    size += flight.marks.weight()
-                    facts = self._facts(flight, now)
-                    facts.window = 0.0  # an answer of its own: nobody is served it past its time
-                self.store.put(space, key, None, memory, size, remember, now, dropped, facts)
             elif ended:
-                self._back_off(flight, options, now)
+                self._note(flight, options, failure, remember, now, dropped)
             events = self.store.events
             if events is not None and ended:
-                kind = (flight.load or _ENDED)[0]
+                kind = (flight.load or ENDED)[0]
                 events.load_failed(space, key, kind, type(failure.error).__name__)
             waiting = self.flights.end(flight)
         if interrupted:

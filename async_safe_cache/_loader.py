@@ -18,7 +18,10 @@ V = TypeVar("V")
 class NotModified:
     """Returned by a loader: the value that is held is still the right one."""
 
-    __slots__ = ()
+    __slots__ = ("of",)
+
+    def __init__(self, of: "LoadContext") -> None:
+        self.of = of
 
 
 @final
@@ -71,7 +74,7 @@ class LoadContext:
 
     def unwrap(self, value: Any) -> tuple[Any, bool]:
         """Return the value that the loader means by *value*, and whether it is to be stored."""
-        if isinstance(value, NotModified):
+        if isinstance(value, NotModified) and value.of is self:
             self._tags[:] = dict.fromkeys((*self._held, *self._tags))
             return self.stale_value, True
         if isinstance(value, Skipped):
@@ -129,7 +132,7 @@ class LoadContext:
                 "not_modified() needs a value that is held, and there is none: "
                 "look at stale_value first, and return the value itself"
             )
-        return NotModified()
+        return NotModified(self)
 
     def skip(self, value: V) -> V:
         """Return what a loader returns to answer with *value* and store nothing.

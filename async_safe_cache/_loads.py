@@ -38,7 +38,7 @@ from ._flights import (
     wake,
 )
 from ._keys import DataKey
-from ._landing import Landing, Load, trimmed
+from ._landing import ENDED, Landing, Load, trimmed
 from ._loader import LoadContext
 from ._marks import Marks
 from ._tasks import start
@@ -144,9 +144,11 @@ class Loads:
                 self._start_task(flight, loop, behind=True)
                 return _copied(cast("Entry", stale).value, options)
             at = hard if stale is None else min(soft, hard)
-            if at < math.inf:
-                alarm = loop.call_at(at, _ring, waiter, context=Context())
+            if refresh and heat is None and step is _JOIN:
+                flight.heat = None  # somebody wants it, whatever is read more
             try:
+                if at < math.inf:
+                    alarm = loop.call_at(at, _ring, waiter, context=Context())
                 if step is _LEAD:
                     flight.load = kind, call, arguments, options
                     flight.heat = heat
@@ -393,8 +395,8 @@ class Loads:
             return entry
         if type(entry.value) is Failure:
             return entry
-        facts = self.store.facts_of(entry)
-        facts.soon = min(entry.deadline, now + AGAIN)  # hits have nothing to do meanwhile
+        self.store.facts_of(entry)  # where a failure is remembered
+        self.store.look_again(entry, now + AGAIN)  # hits have nothing to do meanwhile
         if self.flights.get((entry.space, entry.key), loop) is not None:
             return entry
         return self._open_behind(entry, options, loop, now, marks, told)
@@ -436,7 +438,8 @@ class Loads:
             and options.soft_timeout is not None
             and now - flight.begun >= options.soft_timeout
         )
-        if not (revalidating or slow or now < facts.retry):
+        failing = facts.failures > 0 and now < facts.retry
+        if not (revalidating or slow or failing):
             return None
         entry.space.counters.other_hits += not counted
         if entry.space.counted and not counted:
@@ -449,7 +452,7 @@ class Loads:
 
     def _count_hit(self, entry: Entry, now: float) -> None:
         """Locked. Count a hit that did not come by the fast lookup."""
-        self.store.facts_of(entry).reads += 1
+        entry.used += 1
         if self.store.popularity is not None:
             self.store.popularity.see((entry.space, entry.key), True, now)
 
@@ -491,8 +494,11 @@ class Loads:
         """Locked. Tell the loader of *flight* what it may know."""
         space, key = flight.key
         flight.told = told
+        version = space.version if flight.marks is None else flight.marks.version
         fresh = self.engine.peek(space, key, flight.begun)
-        held = fresh or self.engine.stale(space, key, flight.begun, space.version)
+        if fresh is not None and self.engine.unfit(fresh, version) is not None:
+            fresh = None  # of another version: it may not be stored again under this one
+        held = fresh or self.engine.stale(space, key, flight.begun, version)
         if reason is None and fresh is None:
             reason = self.store.reason(space, key)
         if held is None:
@@ -540,7 +546,7 @@ class Loads:
         taken = stale is not None and self._may_stand_in(stale, options)
         if taken or not last:
             flight.keep = True  # what is taken now is stale: the next one is on its way
-        elif options.on_abandon == "cancel":
+        elif (flight.load or ENDED)[3].on_abandon == "cancel":
             flight.keep = False  # a load that hangs is in nobody's interest any more
         self._forget(current, flight, waiter)
         now = self.engine.moment_or_none()
@@ -634,7 +640,7 @@ class Loads:
         isolated = behind or flight.heat is not None or options.context == "isolated"
         context = _isolated(options) if isolated else copy_context()
         context.run(current_flight.set, flight)
-        running = self._run(flight)
+        running = self._run(flight, behind=behind)
         try:
             eager = not behind and flight.depth % NESTED != NESTED - 1
             name = f"load of {flight.name}"
@@ -653,7 +659,8 @@ class Loads:
             seconds = options.load_timeout
             end = self.landing.time_out
             flight.alarm = loop.call_later(seconds, end, flight, seconds, context=Context())
-        task.add_done_callback(lambda _: self._task_done(flight))
+        # In its own context: a callback pins the one that it is given, here the caller's.
+        task.add_done_callback(lambda _: self._task_done(flight), context=context)
         if flight.cancelling:
             flight.cancel()
 
@@ -691,7 +698,7 @@ class Loads:
             self.engine.workers.discard(thread)
             self.landing.conclude(flight, None, error)
 
-    async def _run(self, flight: Flight) -> None:
+    async def _run(self, flight: Flight, *, behind: bool = False) -> None:
         """Run the loader; its outcome goes to the waiters, never into the task."""
         if flight.done:
             return  # given up before its first step
@@ -700,6 +707,8 @@ class Loads:
         value: Any = None
         error: BaseException | None = None
         try:
+            if behind and flight.task is None:  # some task factories begin at once
+                await asyncio.sleep(0)
             value = call(*arguments)
             if isinstance(value, _Coroutine) or isawaitable(value):
                 value = await value
@@ -816,7 +825,11 @@ def _is_soon(entry: Entry, options: CacheOptions, now: float) -> bool:
     known = facts if isinstance(facts, Facts) else None
     if entry.deadline == math.inf or (known is not None and now < known.retry):
         return False
+    if entry.space.ahead is not None and now < entry.since:
+        return False  # as the fast lookup says, where there is one
     if options.refresh_ahead == AUTO:
         seconds = 0.0 if known is None else known.seconds
         return now - seconds * math.log(1.0 - random.random()) >= entry.deadline  # noqa: S311
+    if entry.space.ahead is not None:
+        return True
     return now >= entry.deadline - entry.since * (1 - (options.refresh_ahead or 0.0))

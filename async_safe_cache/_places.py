@@ -89,7 +89,8 @@ class Places:
         window = max(options.window, space.window)  # who reads decides how much of it counts
         if not (options.tags or options.depends_on or added is not None):
             # An entry where hits read its facts has them in any case, and pays for them.
-            plain = version == space.version and not (space.described or window)
+            described = space.described or window or options.ahead
+            plain = version == space.version and not described
             return None if plain else Marks(version=version, window=window)
         tags = options.tags
         if callable(tags):

@@ -7,15 +7,15 @@ count less: half as much after `HALF_LIFE` seconds.
 The table holds what it takes to make the call again: the function, weakly, and the
 arguments; of a method the instance, weakly, and the others.
 
-    full    of the SAMPLE that were looked at least recently the least read one leaves,
-            the others lose half of their reads: an approximated LFU with ageing
+    full    of the SAMPLE under the hand of a clock the least read one leaves, the others
+            lose half of their reads: an approximated LFU with ageing
 
-Source: the sampled eviction of Redis's LFU.
+The calls lie in a list, too, to be walked through in slices.
+
+Source: the sampled eviction of Redis's LFU; CLOCK (Corbato 1968).
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Any, Final, final
 from weakref import ref
 
@@ -40,9 +40,10 @@ class PopularCall:
         owner: The instance of a method; dead when that is gone.
         values: The arguments, without the instance.
         seconds: How long its last load took.
+        index: Where it lies in the list; of the table alone.
     """
 
-    __slots__ = ("_at", "_reads", "function", "owner", "place", "seconds", "values")
+    __slots__ = ("_at", "_reads", "function", "index", "owner", "place", "seconds", "values")
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class PopularCall:
         self.owner = owner
         self.values = values
         self.seconds = 0.0
+        self.index = 0
         self._reads = 0.0
         self._at = now
 
@@ -82,7 +84,7 @@ class PopularCall:
 class Popularity:
     """The calls that are read most. Complexity: O(1) each, but for walking through all.
 
-    All but `calls` is called with the store's lock held.
+    All but `slices` and `get` is called with the store's lock held.
 
     Attributes:
         now: When a call was counted last: no clock, which may be the user's, runs here.
@@ -93,7 +95,9 @@ class Popularity:
         self.limit = limit
         self.now = now
         self.observer: Callable[[Place, bool, float], object] | None = None
-        self._calls: OrderedDict[Place, PopularCall] = OrderedDict()  # bounded by limit
+        self._calls: dict[Place, PopularCall] = {}  # bounded by limit, as is the list
+        self._list: list[PopularCall] = []
+        self._hand = 0
 
     def note(
         self, place: Place, function: "ref[Any]", owner: "ref[Any] | None", values: tuple[Any, ...]
@@ -104,7 +108,9 @@ class Popularity:
             return
         if len(calls) >= self.limit:
             self._make_room()
-        calls[place] = PopularCall(place, function, owner, values, self.now)
+        calls[place] = call = PopularCall(place, function, owner, values, self.now)
+        call.index = len(self._list)
+        self._list.append(call)
 
     def see(self, place: Place, hit: bool, now: float) -> None:
         """See a read that did not come by the fast lookup; one that is no hit is counted."""
@@ -114,13 +120,17 @@ class Popularity:
         if self.observer is not None:
             self.observer(place, hit, now)
 
-    def read(self, place: Place, reads: float, seconds: float = 0.0) -> None:
-        """Count *reads* of a call that is in, which took *seconds* to load."""
+    def read(self, place: Place, reads: float) -> None:
+        """Count *reads* of a call that is in."""
         call = self._calls.get(place)
         if call is not None:
             call.add(reads, self.now)
-            if seconds:
-                call.seconds = seconds
+
+    def took(self, place: Place, seconds: float) -> None:
+        """Note how long the load of a call took that is in."""
+        call = self._calls.get(place)
+        if call is not None:
+            call.seconds = seconds
 
     def get(self, place: Place) -> PopularCall | None:
         """Return the call at *place*, if it is in. One step under the GIL."""
@@ -132,25 +142,36 @@ class Popularity:
         return 0.0 if call is None else call.reads(self.now)
 
     def forget(self, place: Place) -> None:
-        """Take a call out."""
-        self._calls.pop(place, None)
+        """Take a call out: the last one of the list takes its place there."""
+        call = self._calls.pop(place, None)
+        if call is not None:
+            last = self._list.pop()
+            if last is not call:
+                self._list[call.index] = last
+                last.index = call.index
 
     def _make_room(self) -> None:
         now = self.now
-        oldest = list(islice(self._calls.values(), SAMPLE))
-        least = min(oldest, key=lambda call: _worth(call, now))
-        del self._calls[least.place]
-        for call in oldest:
+        if self._hand >= len(self._list):
+            self._hand = 0
+        sample = self._list[self._hand : self._hand + SAMPLE]
+        self._hand += SAMPLE
+        least = min(sample, key=lambda call: _worth(call, now))
+        for call in sample:
             if call is not least:
                 call.age()
-                self._calls.move_to_end(call.place)
+        self.forget(least.place)
 
-    def calls(self) -> list[PopularCall]:
-        """Return all calls. O(calls), in one step of C."""
-        return list(self._calls.values())
+    def slices(self, size: int) -> Iterator[list[PopularCall]]:
+        """Walk through all calls, *size* of them at a time, while others come and go.
 
-    def __iter__(self) -> Iterator[PopularCall]:
-        return iter(self.calls())
+        One that comes or goes meanwhile may be left out, or met twice. A copy of all would
+        be one object that the collector walks whenever it looks at what is young.
+        """
+        begin = 0
+        while part := self._list[begin : begin + size]:
+            yield part
+            begin += size
 
     def __contains__(self, place: object) -> bool:
         return place in self._calls
@@ -160,10 +181,10 @@ class Popularity:
 
     def check(self) -> None:
         """Raise AssertionError unless the table is sound."""
-        if len(self._calls) > self.limit:
+        if len(self._calls) > self.limit or len(self._calls) != len(self._list):
             raise AssertionError("broken invariant of the popularity: more calls than its limit")
         for place, call in self._calls.items():
-            if call.place != place:
+            if call.place != place or self._list[call.index] is not call:
                 raise AssertionError("broken invariant of the popularity: a call misplaced")
 
 
@@ -171,5 +192,4 @@ def _worth(call: PopularCall, now: float) -> float:
     """Return the reads of *call*, those counted at its entry included."""
     space, key = call.place
     entry = space.data.get(key)
-    held = getattr(entry.facts, "reads", 0) if entry is not None else 0
-    return call.reads(now) + held
+    return call.reads(now) + (0 if entry is None else entry.used)

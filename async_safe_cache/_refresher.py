@@ -21,7 +21,7 @@ import heapq
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from itertools import count
 from typing import Final, final
@@ -31,7 +31,6 @@ import anyio
 from ._background import Background
 from ._backoff import Backoffs
 from ._cache import AsyncSafeCache
-from ._entries import Facts
 from ._marks import Place
 from ._pace import Pace
 from ._popularity import PopularCall
@@ -47,7 +46,7 @@ _log = logging.getLogger("async_safe_cache")
 QUEUE: Final = 1_000
 """Due calls that wait for a worker; the others are found again by the next collection."""
 
-SLICE: Final = 250
+SLICE: Final = 50
 """Calls that are looked at between two turns of the loop: well below 1 ms."""
 
 PREDICTED: Final = 1_000
@@ -101,6 +100,9 @@ def _aware(wall: datetime) -> datetime:
 _Item = tuple[int, float, int, Target, Scheduled | None, float]
 """In the queue: class and value, both negative, a number, what, of which schedule, and the
 deadline of the entry that it is to replace (0.0: none)."""
+
+_Due = tuple[int, float, int, Scheduled | PopularCall, float]
+"""The same of what is found due, which is a target only when it is taken."""
 
 
 @final
@@ -213,35 +215,58 @@ class Refresher:
         """Put what is due into the queue."""
         wall = self.wall() if any(each.at for each in self.scheduled) else None
         room = max(0, QUEUE - len(self._queue))
-        best: list[tuple[tuple[float, float, int], _Item]] = []
-        due, lag, looked = 0, 0.0, 0
-        popularity = self._engine.store.popularity
-        for each in [*self.scheduled, *(() if popularity is None else popularity.calls())]:
-            looked += 1
-            if not looked % SLICE:
-                await asyncio.sleep(0)
-            if isinstance(each, Scheduled):
-                late, item = self._look_at_scheduled(each, now, wall)
-            else:
-                late, item = self._look_at_popular(each, now)
-            if item is None:
-                continue
-            due += 1
-            lag = max(lag, late)
-            # Of this heap the least valuable one is the first.
-            rank = -item[0], -item[1], item[2]
-            if len(best) < room:
-                heapq.heappush(best, (rank, item))
-            elif room:
-                heapq.heappushpop(best, (rank, item))
+        best: list[tuple[int, float, int, _Due]] = []
+        due, lag = 0, 0.0
+        for part in self._slices():
+            for each in part:
+                if isinstance(each, Scheduled):
+                    late, item = self._look_at_scheduled(each, now, wall)
+                else:
+                    late, item = self._look_at_popular(each, now)
+                if item is None:
+                    continue
+                due += 1
+                lag = max(lag, late)
+                # Of this heap the least valuable one is the first.
+                ranked = -item[0], -item[1], item[2], item
+                if len(best) < room:
+                    heapq.heappush(best, ranked)
+                elif room:
+                    heapq.heappushpop(best, ranked)
+            await asyncio.sleep(0)
         self._due, self._lag = due, lag
-        for _, item in best:
-            self._put(item)
+        for taken, (_, _, _, item) in enumerate(best):
+            if taken % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+            self._take(*item)
         self._fill()
+
+    def _slices(self) -> Iterator[Sequence[Scheduled | PopularCall]]:
+        """Walk through what may be due, a slice at a time."""
+        begin = 0
+        while part := self.scheduled[begin : begin + SLICE]:
+            yield part
+            begin += SLICE
+        popularity = self._engine.store.popularity
+        if popularity is not None:
+            yield from popularity.slices(SLICE)
+
+    def _take(
+        self, kind: int, value: float, number: int, what: Scheduled | PopularCall, deadline: float
+    ) -> None:
+        """Put what is due into the queue."""
+        if isinstance(what, Scheduled):
+            self._put((kind, value, number, what.target, what, deadline))
+            return
+        target = Target.of_popular(what, self.jitter)
+        if target is None:
+            self._forget(what.place)
+        else:
+            self._put((kind, value, number, target, None, deadline))
 
     def _look_at_scheduled(
         self, each: Scheduled, now: float, wall: datetime | None
-    ) -> tuple[float, _Item | None]:
+    ) -> tuple[float, _Due | None]:
         late = each.late(now, wall)
         target = each.target
         if late < 0 or target.place in self._active or not self._backoffs.ready(target.place, now):
@@ -249,29 +274,21 @@ class Refresher:
         if target.gone:
             each.due, each.moment = math.inf, None
             return 0.0, None
-        return late, (-_SCHEDULED, -target.priority, next(self._numbers), target, each, 0.0)
+        return late, (-_SCHEDULED, -target.priority, next(self._numbers), each, 0.0)
 
-    def _look_at_popular(self, call: PopularCall, now: float) -> tuple[float, _Item | None]:
+    def _look_at_popular(self, call: PopularCall, now: float) -> tuple[float, _Due | None]:
         place = call.place
-        if place in self._active:
+        space, key = place
+        entry = space.data.get(key)
+        if entry is None or not entry.used or not now < entry.deadline < math.inf:
             return 0.0, None
-        entry = self._engine.peek(*place, now)
-        facts = None if entry is None else entry.facts
-        if entry is None or not isinstance(facts, Facts) or not facts.reads:
-            return 0.0, None
-        if entry.deadline == math.inf or not self._backoffs.ready(place, now):
-            return 0.0, None
-        life = entry.since
-        ahead = min(life / 2, max(life / 10, 2 * (self.interval + facts.seconds)))
+        life = entry.deadline - entry.born
+        ahead = min(life / 2, max(life / 10, 2 * (self.interval + call.seconds)))
         late = now - (entry.deadline - ahead)
-        if late < 0:
+        if late < 0 or place in self._active or not self._backoffs.ready(place, now):
             return 0.0, None
-        target = Target.of_popular(call, self.jitter)
-        if target is None:
-            self._forget(place)
-            return 0.0, None
-        value = (facts.reads + call.reads(now)) * max(facts.seconds, 0.001)
-        return late, (-_POPULAR, -value, next(self._numbers), target, None, entry.deadline)
+        value = (entry.used + call.reads(now)) * max(call.seconds, 0.001)
+        return late, (-_POPULAR, -value, next(self._numbers), call, entry.deadline)
 
     def _take_predicted(self) -> None:
         """Put into the queue what was predicted and is not fresh."""
@@ -314,8 +331,6 @@ class Refresher:
             item = heapq.heappop(self._queue)
             self._working += 1
             try:
-                if self._overtaken(item):
-                    continue
                 async with self.pace.turn() as turn:
                     if self._overtaken(item):
                         turn.skip()
@@ -324,6 +339,7 @@ class Refresher:
             finally:
                 self._working -= 1
                 self._active.discard(item[3].place)
+            await asyncio.sleep(0)  # a load that needs no await must not hold up the loop
 
     def _overtaken(self, item: _Item) -> bool:
         """Tell whether somebody else was faster than the queue."""

@@ -25,6 +25,7 @@ whatever needs room, or frees what is due, digs the graves over first.
 """
 
 import builtins
+import sys
 import threading
 from collections.abc import Callable, Collection
 from math import inf
@@ -33,7 +34,7 @@ from typing import Any, ClassVar, Final, final
 
 from ._entries import Entry, Facts, Kept, Namespace
 from ._events import Events
-from ._eviction import Order, PolicyName, exhaust, order_of
+from ._eviction import Order, PolicyName, S3Fifo, exhaust, order_of
 from ._expiry import ExpiryIndex
 from ._keys import DataKey
 from ._links import Links
@@ -65,6 +66,9 @@ PER_WRITE: Final = 4
 
 FEW: Final = 500
 """Entries that a clear of functions removes one by one; more of them get a grave."""
+
+FAR: Final = sys.float_info.max
+"""The deadline of what is kept for ever: the index of these holds finite ones."""
 
 COMMON: Final = 1_024
 """Weights that are kept to be shared by the entries that have the same."""
@@ -273,11 +277,12 @@ class Store:
             entry.deadline = now + ttl
             if not space.timed:
                 entry.kind = None
-        entry.used = old is not None  # a write to what is there is a use of it
+        # A write to what is there is a use of it, but no read.
+        entry.used = old is not None and not space.counted
         if facts is None and not space.described:
             entry.facts = self.generation
         else:
-            self._describe(entry, facts, ttl)
+            self._describe(entry, facts, ttl, now)
         self._link(entry)
         return True
 
@@ -328,9 +333,9 @@ class Store:
     ) -> bool:
         """Remove the entry of *key*; tell whether there was a fresh one.
 
-        One that only expires, and is kept past its ttl, becomes stale, or stays it. With
-        *fenced*, a load of *key* was just shut out: the cause is remembered even if there was
-        no entry.
+        One that only expires, and is kept past its ttl, becomes stale, or stays so. With
+        *fenced*, a load of *key* was just shut out: the cause is remembered even if there
+        was no entry.
         """
         self.free(now, PER_WRITE, dropped)
         entry = space.data.get(key)
@@ -372,7 +377,7 @@ class Store:
                 return True
             if weight > self.max_bytes or self.max_entries < 1:
                 return True  # `put` refuses it, and says why
-            if (self._graves or now >= self._expiry.soonest) and self.free(now, 1, dropped):
+            if self._may_free(now) and self.free(now, 1, dropped):
                 continue
             victim = self.order.oldest()
             if victim is None or victim is old or not self._reads(victim) < heat:
@@ -388,17 +393,16 @@ class Store:
         full = self.count + self._dead >= self.max_entries or (
             self.bytes + self._dead_bytes + ENTRY_OVERHEAD > self.max_bytes
         )
-        if not full or self._graves or now >= self._expiry.soonest:
+        if not full or self._may_free(now):
             return False
         victim = self.order.oldest()
         return victim is not None and not self._reads(victim) < heat
 
     def _reads(self, entry: Entry) -> float:
         """Return how often *entry* was read lately; inf where nobody counts."""
-        facts = entry.facts
-        if self.popularity is None or not entry.space.counted or not isinstance(facts, Facts):
+        if self.popularity is None or not entry.space.counted:
             return inf
-        return facts.reads + self.popularity.reads((entry.space, entry.key))
+        return entry.used + self.popularity.reads((entry.space, entry.key))
 
     def retime(self, entry: Entry, ttl: float | None, now: float) -> None:
         """Give a fresh *entry* a new time to live from now, as its latest use."""
@@ -413,7 +417,7 @@ class Store:
             entry.since, entry.deadline = deadline - born, deadline
             self._expiry.add(entry)
         if isinstance(entry.facts, Facts):
-            self._time(entry, entry.facts, ttl)
+            self._time(entry, entry.facts, ttl, born)
         self.order.touch(entry)
 
     def facts_of(self, entry: Entry) -> Facts:
@@ -423,23 +427,33 @@ class Store:
             facts = Facts(facts, (), None, entry.space.version)
             entry.facts = facts
             self.tagged += 1
-            ttl = None if entry.deadline == inf else entry.deadline - entry.born
-            self._time(entry, facts, ttl)
         return facts
 
-    def _time(self, entry: Entry, facts: Facts, ttl: float | None) -> None:
-        """Let *facts* say what follows from the deadline of *entry*, and its time to live."""
+    def measure(self, popularity: Popularity) -> None:
+        """Count the reads of calls in *popularity* from now on."""
+        self.popularity = popularity
+        self._let_spend()
+
+    def _let_spend(self) -> None:
+        if self.popularity is not None and isinstance(self.order, S3Fifo):
+            self.order.spend = self.hand_over
+
+    def look_again(self, entry: Entry, moment: float) -> None:
+        """Let hits of *entry* look again at *moment* whether there is more to do."""
+        if entry.space.ahead is not None:
+            entry.since = min(entry.deadline, moment)
+
+    def _time(self, entry: Entry, facts: Facts, ttl: float | None, born: float) -> None:
+        """Note what follows from the deadline of *entry*, and its time to live."""
         deadline, ahead = entry.deadline, entry.space.ahead
-        facts.soon = deadline
-        if ttl is None:
-            facts.kept = None
-            return
-        if ahead == AUTO:
-            facts.soon = deadline - min(ttl, LOAD_TIMES * facts.seconds)
-        elif ahead is not None:
-            facts.soon = deadline - ttl * (1 - ahead)
-        if facts.window:
-            facts.kept = Kept(deadline + facts.window, entry.space, entry.key)
+        if ahead is not None:
+            facts.born, entry.since = born, deadline
+            if ttl is not None:
+                early = LOAD_TIMES * facts.seconds if ahead == AUTO else ttl * (1 - ahead)
+                entry.since = deadline - min(ttl, early)
+        facts.kept = None
+        if facts.window and ttl is not None:
+            facts.kept = Kept(min(deadline + facts.window, FAR), entry.space, entry.key)
 
     def _lapse(self, entry: Entry, now: float) -> None:
         """Let a fresh *entry* be stale from now on."""
@@ -447,8 +461,8 @@ class Store:
         self._expiry.discard(entry)
         entry.since, entry.deadline = now - born, now
         if isinstance(facts, Facts):
-            self._time(entry, facts, entry.since)
-            facts.soon = now
+            self._time(entry, facts, now - born, born)
+            self.look_again(entry, now)
             self._let_be(entry, facts)
 
     def _let_be(self, entry: Entry, facts: Facts) -> bool:
@@ -484,6 +498,10 @@ class Store:
                 if entry is not None:
                     self._unlink(entry, _EXPIRED, dropped)
         return freed
+
+    def _may_free(self, now: float) -> bool:
+        """Tell whether a look for what is dead or due may find something."""
+        return bool(self._graves) or now >= min(self._expiry.soonest, self._kept.soonest)
 
     def _stays(self, entry: Entry) -> bool:
         facts = entry.facts
@@ -527,6 +545,7 @@ class Store:
         wreck.append(self._kept.spoils())
         self.tags = TagIndex()
         self.order = self._new_order()
+        self._let_spend()
         self.names[TOUCH] = self.order.touch
         self._expiry = ExpiryIndex()
         self._kept = ExpiryIndex()
@@ -563,13 +582,13 @@ class Store:
             self._expiry.add(entry)
         data[entry.key] = entry  # last: from here on a hit may find it
 
-    def _describe(self, entry: Entry, facts: Facts | None, ttl: float | None) -> None:
+    def _describe(self, entry: Entry, facts: Facts | None, ttl: float | None, now: float) -> None:
         """Give *entry*, which is about to be linked, its facts."""
         space = entry.space
         if facts is None:
             facts = Facts(self.generation, (), None, space.version, space.window)
         entry.facts = facts
-        self._time(entry, facts, ttl)
+        self._time(entry, facts, ttl, now)
         if facts.version != space.version or (facts.link is not None and not space.linked):
             entry.kind = None  # so that no lookup finds it that does not look at this
         self.tagged += 1
@@ -581,14 +600,18 @@ class Store:
         if isinstance(facts, Facts):
             self.tagged -= 1
             self.tags.discard(entry, facts.tags)
-            if self.popularity is not None and facts.reads:
-                self.popularity.read((entry.space, entry.key), facts.reads, facts.seconds)
             self._forgo(facts)
             kept = facts.kept
             if kept is not None and kept.stale:
                 kept.stale = False
                 self.stale -= 1
                 self._kept.discard(kept)
+
+    def hand_over(self, entry: Entry) -> None:
+        """Let the popularity of its call have the hits counted at *entry*."""
+        used = entry.used
+        if used and entry.space.counted and self.popularity is not None:
+            self.popularity.read((entry.space, entry.key), used)
 
     def _forgo(self, facts: Facts | None) -> None:
         if facts is not None and facts.link is not None:
@@ -614,6 +637,8 @@ class Store:
             self._expiry.discard(entry)
         if self.tagged:
             self._strip(entry)
+        if self.popularity is not None:
+            self.hand_over(entry)
         self.removals[cause] += 1
         dropped.append(entry)
         reason = _REASON_OF.get(cause)
@@ -652,6 +677,9 @@ class Store:
         if self.tagged:
             for entry in entries:
                 self._strip(entry)
+        if self.popularity is not None:
+            for entry in entries:
+                self.hand_over(entry)
         self.removals[RemovalCause.EXPIRED] += len(entries)
         self.count -= len(entries)
         dropped.extend(entries)
@@ -666,7 +694,7 @@ class Store:
             over_bytes = self.bytes + self._dead_bytes + weight > self.max_bytes
             if not over_bytes and self.count + self._dead < self.max_entries:
                 return
-            if (self._graves or now >= self._expiry.soonest) and self.free(now, 1, dropped):
+            if self._may_free(now) and self.free(now, 1, dropped):
                 continue
             victim = take_oldest()
             if victim is None:
@@ -765,6 +793,9 @@ class Store:
         if self.tagged:
             for entry in entries:
                 self._strip(entry)
+        if self.popularity is not None:
+            for entry in entries:
+                self.hand_over(entry)
         if grave.placed:
             self.order.discard_many(entries)
             for entry in entries:

@@ -67,7 +67,7 @@ class Updates:
             engine.admit()
             now = engine.moment()
             before = engine.look(space, key, now)
-            value = fn(default if before is None else before.value)
+            value = fn(default if before is None else before.handed)
             awaited = inspect.isawaitable(value)
             if awaited:
                 value = await value

@@ -62,10 +62,10 @@ _METHOD: Final = """\
 
 _FRESH: Final = " and _asc_clock() < _asc_entry.deadline"
 
-_SOON: Final = " and _asc_clock() < _asc_entry.facts.soon"
+_SOON: Final = " and _asc_clock() < _asc_entry.since"
 
 # What may fail comes before the hit is counted: the long way counts it, too.
-_COUNT: Final = "                _asc_entry.facts.reads += 1\n"
+_COUNT: Final = "                _asc_entry.used += 1\n"
 
 _SEE: Final = f"                {SEEN}(_asc_entry)\n"
 
@@ -216,8 +216,10 @@ def _source(
             find=find,
             same=same,
             fresh=(_SOON if ahead else _FRESH if timed else "") + (_CURRENT if linked else ""),
-            first=(_COUNT if counted else "") + (_COPY if copied else "") + (_SEE if seen else ""),
-            use=_USE[policy],
+            first=(_COPY if copied else "")
+            + (_COUNT if counted and policy == "lru" else "")
+            + (_SEE if seen else ""),
+            use=_COUNT.strip() if counted and policy == "s3fifo" else _USE[policy],
             value="_asc_value" if copied else "_asc_entry.value",
         )
         if fast

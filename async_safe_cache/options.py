@@ -12,6 +12,7 @@ from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import Enum
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, Literal, Self, TypedDict, final
 
@@ -68,6 +69,9 @@ DECORATED: Final = "__async_safe_cache__"
 
 AUTO: Final = -1.0
 """Of `refresh_ahead`: by chance, from how long the load took."""
+
+MOST_MEMOS: Final = 64
+"""Combinations of plain options of which is remembered what they led to."""
 
 MOST_TAGS: Final = 64
 LONGEST_TAG: Final = 256
@@ -343,6 +347,9 @@ class CacheOptions:
     propagate: tuple["ContextVar[Any]", ...] = ()
     plain: bool = field(default=True, init=False)
     """Whether a value is fresh or nothing, and nobody waits but for the end of a load."""
+    _memo: dict[Any, Any] = field(
+        default_factory=dict[Any, Any], init=False, compare=False, repr=False
+    )
     copier: Callable[[Any], Any] | None = field(default=None, init=False)
     """Makes the copy that a caller is handed; None: it is handed the object itself."""
 
@@ -380,101 +387,55 @@ class CacheOptions:
         """Seconds past its ttl for which a value is kept."""
         return 0.0 if self.ttl is None else max(self.stale_while_revalidate, self.stale_if_error)
 
+    @property
+    def ahead(self) -> bool:
+        """Whether a read may begin the next load before the ttl is over."""
+        return self.refresh_ahead is not None and self.ttl is not None
+
     def is_answer(self, error: BaseException) -> bool:
         """Tell whether *error* is named in `negative`: a result, for which no stale one stands."""
         return bool(self.negative) and any(kind in self.negative for kind in type(error).__mro__)
 
-    def but(
-        self,
-        *,
-        ttl: Ttl | Unset = UNSET,
-        jitter: float | Unset = UNSET,
-        on_abandon: Literal["cancel", "finish"] | Unset = UNSET,
-        cancel_grace: float | timedelta | Unset = UNSET,
-        negative: Mapping[type[Exception], NegativeTtl] | None | Unset = UNSET,
-        after_close: Literal["error", "call"] | Unset = UNSET,
-        version: str | int | None | Unset = UNSET,
-        tags: Tags | Callable[..., Tags] | Unset = UNSET,
-        depends_on: Dependencies | Unset = UNSET,
-        stale_while_revalidate: float | timedelta | None | Unset = UNSET,
-        stale_if_error: float | timedelta | None | Unset = UNSET,
-        refresh_ahead: float | Literal["auto"] | None | Unset = UNSET,
-        soft_timeout: float | timedelta | None | Unset = UNSET,
-        hard_timeout: float | timedelta | None | Unset = UNSET,
-        load_timeout: float | timedelta | None | Unset = UNSET,
-        error_backoff: float | timedelta | Unset = UNSET,
-        copy: Literal["none", "shallow", "deep"] | Unset = UNSET,
-        skip: Callable[[Any], bool] | None | Unset = UNSET,
-        vary_on: "ContextVar[Any] | Sequence[ContextVar[Any]] | Unset" = UNSET,
-        context: Literal["caller", "isolated"] | Unset = UNSET,
-        propagate: "ContextVar[Any] | Sequence[ContextVar[Any]] | Unset" = UNSET,
-        default: bool = False,
-    ) -> Self:
+    def but(self, *, default: bool = False, **given: Any) -> Self:
         """Return these options with the given ones in their place, checked.
 
         Options that need each other may stand alone at a cache, with *default*: a function
-        or a call gives the other one.
+        or a call gives the other one. What plain values led to is remembered.
 
         Raises:
-            TypeError: An option is of a type that it cannot have.
-            ValueError: An option is outside its range.
+            TypeError: An option is of a type that it cannot have, or there is none such.
+            ValueError: An option is outside its range, or contradicts another one.
         """
-        given: dict[str, object] = {}
-        if ttl is not UNSET:
-            given["ttl"] = check_ttl("ttl", ttl)
-        if jitter is not UNSET:
-            given["jitter"] = check_fraction("jitter", jitter, "how much of ttl chance may cut off")
-        if on_abandon is not UNSET:
-            given["on_abandon"] = check_choice("on_abandon", on_abandon, ("cancel", "finish"))
-        if cancel_grace is not UNSET:
-            given["cancel_grace"] = check_seconds("cancel_grace", cancel_grace, zero=True)
-        if negative is not UNSET:
-            given["negative"] = _check_negative(negative)
-        if after_close is not UNSET:
-            given["after_close"] = check_choice("after_close", after_close, ("error", "call"))
-        if version is not UNSET:
-            given["version"] = _check_version(version)
-        if tags is not UNSET:
-            given["tags"] = tags if callable(tags) else check_tags("tags", tags)
-        if depends_on is not UNSET:
-            computed = callable(depends_on) and not hasattr(depends_on, DECORATED)
-            given["depends_on"] = (
-                depends_on if computed else check_sources("depends_on", depends_on)
-            )
-        for name, window in (
-            ("stale_while_revalidate", stale_while_revalidate),
-            ("stale_if_error", stale_if_error),
-        ):
-            if window is not UNSET:
-                given[name] = _check_window(name, window)
-        if refresh_ahead is not UNSET:
-            given["refresh_ahead"] = _check_refresh_ahead(refresh_ahead)
-        for name, timeout in (
-            ("soft_timeout", soft_timeout),
-            ("hard_timeout", hard_timeout),
-            ("load_timeout", load_timeout),
-        ):
-            if timeout is not UNSET:
-                given[name] = _check_timeout(name, timeout)
-        if error_backoff is not UNSET:
-            given["error_backoff"] = check_seconds("error_backoff", error_backoff, zero=True)
-        if copy is not UNSET:
-            given["copy"] = check_choice("copy", copy, ("none", "shallow", "deep"))
-        if skip is not UNSET:
-            if skip is not None:
-                check_callable("skip", skip, "a callable(value) that is true for what is not kept")
-            given["skip"] = skip
-        if vary_on is not UNSET:
-            given["vary_on"] = _check_variables("vary_on", vary_on)
-        if context is not UNSET:
-            given["context"] = check_choice("context", context, ("caller", "isolated"))
-        if propagate is not UNSET:
-            given["propagate"] = _check_variables("propagate", propagate)
-        if not given:
+        asked = [each for each in given.items() if each[1] is not UNSET]
+        if not asked:
             return self
-        options = replace(self, **given)  # type: ignore[arg-type]
+        memo: tuple[tuple[str, Any, Any], ...] | None = None
         if not default:
-            options._refuse_contradictions(given)
+            # With the types: True is no 1 here.
+            memo = tuple([(name, value, _kind(value)) for name, value in asked])
+            for _, value, kind in memo:
+                if kind not in _PLAIN and (kind is not tuple or value):
+                    memo = None
+                    break
+            else:
+                known: Self | None = self._memo.get(memo)
+                if known is not None:
+                    return known
+        changed: dict[str, Any] = {}
+        for name, value in asked:
+            check = _CHECKS.get(name)
+            if check is None:
+                raise TypeError(
+                    f"there is no option {name!r}; see CacheOptions for those there are"
+                )
+            changed[name] = check(name, value)
+        options = replace(self, **changed)
+        if not default:
+            options._refuse_contradictions(changed)
+        if memo is not None:
+            if len(self._memo) >= MOST_MEMOS:
+                self._memo.clear()
+            self._memo[memo] = options
         return options
 
     def negative_ttl(self, error: BaseException) -> float | None | Unset:
@@ -489,6 +450,51 @@ class CacheOptions:
                     return check_ttl("negative", ttl)
                 return check_ttl(f"negative[{kind.__name__}]()", ttl(error))
         return UNSET
+
+
+def _check_options_tags(name: str, value: object) -> object:
+    return value if callable(value) else check_tags(name, value)
+
+
+def _check_depends_on(name: str, value: object) -> object:
+    computed = callable(value) and not hasattr(value, DECORATED)
+    return value if computed else check_sources(name, value)
+
+
+def _check_skip(name: str, value: object) -> object:
+    if value is not None:
+        check_callable(name, value, "a callable(value) that is true for what is not kept")
+    return value
+
+
+_kind: Callable[[object], Any] = type
+
+_PLAIN: Final = frozenset({int, float, str, type(None), timedelta, bool})
+
+_CHECKS: Final[dict[str, Callable[[str, Any], object]]] = {
+    "ttl": check_ttl,
+    "jitter": partial(check_fraction, meaning="how much of ttl chance may cut off"),
+    "on_abandon": partial(check_choice, choices=("cancel", "finish")),
+    "cancel_grace": partial(check_seconds, zero=True),
+    "negative": lambda _, value: _check_negative(value),
+    "after_close": partial(check_choice, choices=("error", "call")),
+    "version": lambda _, value: _check_version(value),
+    "tags": _check_options_tags,
+    "depends_on": _check_depends_on,
+    "stale_while_revalidate": _check_window,
+    "stale_if_error": _check_window,
+    "refresh_ahead": lambda _, value: _check_refresh_ahead(value),
+    "soft_timeout": _check_timeout,
+    "hard_timeout": _check_timeout,
+    "load_timeout": _check_timeout,
+    "error_backoff": partial(check_seconds, zero=True),
+    "copy": partial(check_choice, choices=("none", "shallow", "deep")),
+    "skip": _check_skip,
+    "vary_on": _check_variables,
+    "context": partial(check_choice, choices=("caller", "isolated")),
+    "propagate": _check_variables,
+}
+"""What makes the value of an option, by its name, of the one that is given."""
 
 
 @final

@@ -58,7 +58,7 @@ _log = logging.getLogger("async_safe_cache")
 Progress = Callable[[int, int], object]
 """Called with how many calls are done, and of how many."""
 
-SLICE: Final = 250
+SLICE: Final = 50
 """Calls that are looked at between two turns of the loop."""
 
 
@@ -304,18 +304,20 @@ class CacheWarmingStrategy:
         popularity = engine.store.popularity
         now = engine.clock()
         best: list[tuple[float, int, PopularCall]] = []
-        for number, call in enumerate(() if popularity is None else popularity.calls()):
-            if number % SLICE == SLICE - 1:
-                await anyio.lowlevel.checkpoint()
-            entry = call.place[0].data.get(call.place[1])
-            held = getattr(entry.facts, "reads", 0) if entry is not None else 0
-            if only_absent and engine.peek(*call.place, now) is not None:
-                continue
-            item = call.reads(now) + held, -number, call
-            if len(best) < limit:
-                heapq.heappush(best, item)
-            elif best:
-                heapq.heappushpop(best, item)
+        number = 0
+        for part in () if popularity is None else popularity.slices(SLICE):
+            for call in part:
+                entry = call.place[0].data.get(call.place[1])
+                held = 0 if entry is None else entry.used
+                if only_absent and engine.peek(*call.place, now) is not None:
+                    continue
+                number += 1
+                item = call.reads(now) + held, -number, call
+                if len(best) < limit:
+                    heapq.heappush(best, item)
+                elif best:
+                    heapq.heappushpop(best, item)
+            await anyio.lowlevel.checkpoint()
         best.sort(key=lambda item: item[:2], reverse=True)
         return [(call, reads) for reads, _, call in best]
 
@@ -359,6 +361,7 @@ class CacheWarmingStrategy:
             except Exception as caught:  # noqa: BLE001 - reported, with its key
                 error = caught
             run.conclude(target, why, error)
+            await anyio.lowlevel.checkpoint()  # what needs no await must not hold up the loop
             if error is None and why in (None, "fresh"):
                 self._found_warm(target)
 
@@ -495,15 +498,12 @@ class CacheWarmingStrategy:
 
         most = check_bound("limit", limit)
         calls: list[HotCall] = []
-        now = self.cache._engine.clock()
         for call, reads in await self._popular(
             math.inf if most is None else most, only_absent=False
         ):
             function = call.function()
             if function is not None and call.owner is None:
-                entry = self.cache._engine.peek(*call.place, now)
-                seconds = getattr(entry.facts, "seconds", 0.0) if entry is not None else 0.0
-                calls.append(HotCall(function.name, call.values, reads, seconds or call.seconds))
+                calls.append(HotCall(function.name, call.values, reads, call.seconds))
         write = functools.partial(write_hot_set, path, self.cache.name, calls)
         written, _ = await anyio.to_thread.run_sync(write)
         return written
@@ -551,7 +551,8 @@ class CacheWarmingStrategy:
             function.note(*target.place, call.arguments)
             if popularity is not None:
                 with self.cache._engine.store.lock:
-                    popularity.read(target.place, call.reads, call.seconds)
+                    popularity.read(target.place, call.reads)
+                    popularity.took(target.place, call.seconds)
             targets.append(target)
             self._take(target)
         return await self._load(targets, timeout, progress, unknown)

@@ -104,6 +104,18 @@ async def _def() -> Any:
     return _of(price)
 
 
+async def _ahead() -> Any:
+    from async_safe_cache import AsyncSafeCache, CacheWarmingStrategy, race_safe_cached
+
+    cache = AsyncSafeCache("hitcost")
+    CacheWarmingStrategy(cache)
+
+    async def price(symbol: str) -> float:
+        return 1.5
+
+    return race_safe_cached(cache, ttl=LONG, refresh_ahead=0.8)(price)
+
+
 class Desk:
     """Who has a cached method."""
 
@@ -123,6 +135,7 @@ TEMPLATES: Final[dict[str, tuple[Callable[[], Any], Callable[..., Any]]]] = {
     "2 arguments and a keyword, ttl": (_keyword, _three),
     "def, 1 argument, no ttl": (_def, _plain),
     "method, 1 argument, ttl": (_method, _one),
+    "1 argument, ttl, refreshed ahead and counted": (_ahead, _one),
 }
 
 

@@ -14,6 +14,7 @@ import sys
 import threading
 import time as clocks
 import traceback
+import tracemalloc
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -175,6 +176,7 @@ SAMPLES: list[object] = [
     "\ud800",
     "\ud83d\ude00",
     "\U0001f600",
+    "[{" * 200,
     b"",
     b"\x00\xff",
     complex(-0.0, math.inf),
@@ -388,6 +390,34 @@ def test_a_short_argument_that_is_endless_to_walk_is_left_out_at_once(tmp_path: 
     assert clocks.process_time() - begun < 5
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "x" * 10**7,
+        b"x" * 10**7,
+        1 << 10**8,
+        [None] * 10**6,
+        dict.fromkeys(range(10**6)),
+        ["x" * 1000] * 30_000,
+        ["\ud800" * 1000] * 30_000,
+        [b"x" * 1000] * 30_000,
+        [1 << 10_000] * 30_000,
+        [0.5] * 60_000,
+        [["x" * 1000] * 100] * 300,
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_large_argument_is_left_out_before_it_is_copied(tmp_path: Path, value: object) -> None:
+    """One, or one and the same many times over: its line would have been of megabytes."""
+    tracemalloc.start()
+    try:
+        assert write_hot_set(tmp_path / "set", "shop", [hot(value)]) == (0, 1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 80 * MAX_LINE
+
+
 def test_a_call_that_could_not_be_read_back_is_left_out(tmp_path: Path) -> None:
     """Two keys of a dict can be one to who reads them, in a single zone.
 
@@ -415,16 +445,16 @@ def test_a_windows_folder_named_like_a_drive_is_exact_or_left_out(tmp_path: Path
 
 def test_arguments_that_change_while_they_are_written_are_of_one_moment(tmp_path: Path) -> None:
     """Another thread adds to the dict and to the set; neither write fails."""
-    table: dict[object, object] = {n: n for n in range(500)}
-    group: set[object] = set(range(500))
+    table: dict[object, object] = {n: n for n in range(2000)}
+    group: set[object] = set(range(2000))
     stop = threading.Event()
 
     def change() -> None:
         while not stop.is_set():
-            for n in range(1000, 1500):
+            for n in range(2000, 2500):
                 table[n] = n
                 group.add(n)
-            for n in range(1000, 1500):
+            for n in range(2000, 2500):
                 del table[n]
                 group.discard(n)
 
@@ -458,6 +488,28 @@ def test_calls_are_written_by_reads_times_seconds_then_by_name(tmp_path: Path) -
     back = read_hot_set(tmp_path / "set", "shop")
     assert [call.arguments for call in back] == [(3,), (2,), (4,), (1,), (5,)]
     assert back == sorted(calls, key=lambda call: (-call.reads * call.seconds, call.function))
+
+
+def test_many_calls_are_sorted_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sort of all would stop every event loop of the process; the order is the same."""
+    rng = random.Random(7)
+    names = ("a", "b")
+    calls = [hot(n, function=rng.choice(names), reads=float(rng.randrange(9))) for n in range(5000)]
+    sizes: list[int] = []
+
+    def spy(given: Any, key: Any) -> list[Any]:
+        made = sorted(given, key=key)
+        sizes.append(len(made))
+        return made
+
+    monkeypatch.setattr(_hot_set, "sorted", spy, raising=False)
+    write_hot_set(tmp_path / "set", "shop", calls)
+    assert read_hot_set(tmp_path / "set", "shop") == sorted(
+        calls, key=lambda call: (-call.reads, call.function)
+    )
+    assert (sum(sizes), max(sizes)) == (5000, 1000)
 
 
 @pytest.mark.parametrize("strange", [math.nan, math.inf, -1.0, 10**400])
@@ -644,6 +696,13 @@ def test_a_file_that_is_no_hot_set_is_refused_as_such(tmp_path: Path, content: b
     assert problem(tmp_path / "set") == "not a hot set"
 
 
+@pytest.mark.parametrize("rest", [b"x\n", b"}", b'"application":1,}\n', b"x" * 200_000])
+def test_a_file_that_began_as_a_hot_set_was_altered(tmp_path: Path, rest: bytes) -> None:
+    """Its first line is no JSON any more, or has no end where one must be."""
+    (tmp_path / "set").write_bytes(_hot_set._BEGINNING + b"," + rest)
+    assert problem(tmp_path / "set") == ("truncated" if rest == b"}" else "altered")
+
+
 def test_a_file_that_is_too_large_is_refused_unread(tmp_path: Path, small: Path) -> None:
     """By its size; and by what its header says, which the reading must trust."""
     with small.open("r+b") as file:
@@ -670,6 +729,7 @@ def test_a_file_that_is_too_large_is_refused_unread(tmp_path: Path, small: Path)
         {"calls": None},
         {"calls": [[]]},
         {"size": -1},
+        {"size": -9},
         {"size": 1e300},
         {"size": "17"},
         {"size": None},
@@ -1026,6 +1086,7 @@ def test_the_file_is_on_the_disk_before_it_replaces_the_old_one(
 
     def note_replace(source: str, target: str) -> None:
         assert len(read_hot_set(source, "shop")) == 1
+        assert os.path.dirname(source) == os.path.dirname(target)  # of one file system
         steps.append("replace")
         replace(source, target)
 
