@@ -21,7 +21,8 @@ from ._entries import Namespace
 from ._flights import Flight, Group, Loop, Outcome, Place, current_flight, wake
 from ._journal import Journal
 from ._keys import DataKey
-from ._landing import MANY, Landing, trimmed
+from ._landing import MANY, NOT_KEPT, Landing, trimmed
+from ._loader import isolated
 from ._marks import Marks
 from ._tasks import start
 from .options import CacheOptions
@@ -108,7 +109,8 @@ class BulkLoad:
     def start(self, loop: Loop) -> None:
         """Run the loader in a task of the cache's own, which no caller owns."""
         lead = self.lead
-        context = copy_context()
+        options = self._options
+        context = isolated(options) if options.context == "isolated" else copy_context()
         context.run(current_flight.set, lead)
         running = self._run()
         try:
@@ -124,7 +126,7 @@ class BulkLoad:
         for flight in self.flights.values():
             if not flight.done:
                 flight.task = task
-        task.add_done_callback(self._task_done)
+        task.add_done_callback(self._task_done, context=context)
         if self._group.stopping:
             lead.cancel()
 
@@ -202,12 +204,15 @@ class BulkLoad:
         now = engine.moment_or_none()
         good: list[tuple[Flight, object, int]] = []
         bad: list[tuple[Flight, Exception, bool]] = []
+        skip = self._options.skip
         for flight, value in values.items():
             rejected = False
             try:
                 check_value("load_many", flight.name, value)
                 rejected = True
-                good.append((flight, value, self._weight(*flight.key, value)))
+                skipped = skip is not None and skip(value)
+                weight = NOT_KEPT if skipped else self._weight(*flight.key, value)
+                good.append((flight, value, weight))
             except Exception as caught:  # noqa: BLE001 - who waits for it gets it
                 bad.append((flight, cast("Exception", trimmed(caught)), rejected))
         weighed = self._weighed(extras)
@@ -250,11 +255,13 @@ class BulkLoad:
 
     def _weighed(self, extras: list[Extra]) -> list[tuple[Extra, int]]:
         weighed: list[tuple[Extra, int]] = []
+        skip = self._options.skip
         for extra in extras:
             space, key, _, value = extra
             try:
                 check_value("load_many", space.name, value)
-                weighed.append((extra, self._weight(space, key, value)))
+                if skip is None or not skip(value):
+                    weighed.append((extra, self._weight(space, key, value)))
             except Exception as error:  # noqa: BLE001 - nobody asked for it, nobody is told
                 _log.warning(
                     "load_many of %s gave a value that nobody asked for and that cannot be "

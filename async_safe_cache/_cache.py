@@ -52,6 +52,7 @@ from .options import (
     check_callable,
     check_choice,
     check_fraction,
+    check_known,
     check_seconds,
     check_tags,
     check_ttl,
@@ -162,6 +163,7 @@ class AsyncSafeCache:
         thresholds = AlertThresholds() if thresholds is None else thresholds
         if not isinstance(thresholds, AlertThresholds):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"thresholds must be AlertThresholds, not {type(thresholds).__name__}")
+        check_known("AsyncSafeCache", freshness, KeyOptions)
         self._options = CacheOptions().but(
             ttl=_named_ttl(default_ttl),
             jitter=jitter,
@@ -398,6 +400,8 @@ class AsyncSafeCache:
         Complexity: O(1) plus the load.
         """
         call, context = call_of(loader, key)
+        if freshness:
+            check_known("get_or_load", freshness, LoadOptions)
         options = self._options
         given = not (
             ttl is jitter is on_abandon is cancel_grace is negative is tags is depends_on is UNSET
@@ -852,6 +856,7 @@ class AsyncSafeCache:
         if function.closed:
             raise CacheClosedError(function.name)
         space, data, kind = function.address(values)
+        function.note(space, data, values)
         self._sweeper.revive()
         return await self._loads.load(
             space,

@@ -48,7 +48,7 @@ class Pulse:
             self._still = True
             try:
                 # A loop that runs only now and then proves by this that it lives.
-                self.loop.call_soon_threadsafe(self._beat)
+                self.loop.call_soon_threadsafe(self._beat, context=Context())
             except RuntimeError:
                 return True  # closed
         return False
@@ -126,6 +126,23 @@ class Guards:
             if pulse.stopped():
                 self.bury(pulse.loop)
         waiter.wait(-1 if seconds == math.inf else min(seconds, threading.TIMEOUT_MAX))
+
+    def glance(self, flight: Flight, now: float) -> bool:
+        """Locked. Tell whether the loop of *flight* is dead, for one who does not wait for it.
+
+        The first one looks, and who comes a second later looks again; then it is buried.
+        """
+        if flight.loop is None:
+            return False
+        if flight.pulse is None:
+            flight.pulse, flight.looked = Pulse(flight.loop), -math.inf
+        if now < flight.looked + LOOK:
+            return False
+        flight.looked = now
+        if not flight.pulse.stopped():
+            return False
+        self.bury(flight.loop)
+        return True
 
     def bury(self, loop: Loop) -> None:
         """End every flight of *loop*, which is dead, and wake who waits for them. O(flights)."""

@@ -300,9 +300,8 @@ class S3Fifo(Generic[M]):
 
     @staticmethod
     def touch(entry: M) -> None:
-        """Mark *entry* as used. A caller in a hurry does so itself."""
-        if not entry.used:  # it may be a count
-            entry.used = True
+        """Mark *entry* as used; its mark may be a count. A caller in a hurry does so itself."""
+        entry.used += 1
 
     def add(self, entry: M) -> None:
         """Take *entry* in."""

@@ -184,6 +184,7 @@ class Flight:
         generation: When it began, for those that have marks.
         fenced: An invalidation came; the result must not be stored.
         cancelling: It is being cancelled; nobody may join.
+        pulse: Tells who does not wait for it whether its loop is alive, as of `looked`.
         outcome: What it ended with, while those who wait are yet to be told.
         group: Of the flights that end with it, if its task runs many.
         done: It answered, or was given up.
@@ -206,6 +207,8 @@ class Flight:
     fenced = False
     cancelling = False
     done = False
+    pulse: Any = None
+    looked = 0.0
     outcome: "Outcome | None" = None
     group: "Group | None" = None
     watchers: "dict[Waiter, Loop | None]" = _NOBODY

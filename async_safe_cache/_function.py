@@ -12,7 +12,7 @@ from typing import Any, final
 from weakref import ref
 
 from ._entries import Counters, Namespace
-from ._keys import DataKey, call_key, canonical
+from ._keys import DataKey, apart, call_key, canonical
 from ._store import Store
 from .errors import UnsupportedKeyError
 from .options import DECORATED, CacheOptions
@@ -55,6 +55,7 @@ class CachedFunction:
         "instances",
         "invoke",
         "is_async",
+        "is_keyed_method",
         "is_method",
         "key_function",
         "name",
@@ -90,6 +91,7 @@ class CachedFunction:
         self.parameters = (*parameters, *varying)
         self.is_async = is_async
         self.is_method = is_method and not has_key
+        self.is_keyed_method = is_method and has_key
         self.simple = not is_method and not has_key
         self.key_function: Callable[[tuple[Any, ...]], object] | None = None
         self.options = options
@@ -197,9 +199,28 @@ class CachedFunction:
         place = space, key
         if popularity is None or place in popularity:
             return
-        arguments = values[1:] if self.is_method else values
+        try:
+            owner, arguments = self.parted(space, values)
+        except TypeError:
+            return
         with self.store.lock:
-            popularity.note(place, ref(self), space.owner, arguments)
+            popularity.note(place, ref(self), owner, arguments)
+
+    def parted(
+        self, space: Namespace, values: tuple[Any, ...]
+    ) -> tuple["ref[Any] | None", tuple[Any, ...]]:
+        """Return the instance of a method, weakly, and the other arguments, to call it later.
+
+        Their caller may use a list again for something else, so they are copies.
+
+        Raises:
+            TypeError: The instance cannot be weakly referenced.
+        """
+        if self.is_method:
+            return space.owner, apart(values[1:])
+        if self.is_keyed_method:
+            return ref(values[0]), apart(values[1:])
+        return None, apart(values)
 
     def spaces(self) -> Iterable[Namespace]:
         """Return all namespaces of the function."""

@@ -10,7 +10,7 @@ from weakref import ref
 
 from ._closing import Closing
 from ._engine import Engine
-from ._entries import Entry
+from ._entries import Entry, Namespace
 from ._flights import Flight
 from ._function import ATTRIBUTE, CachedFunction
 from ._marks import Place
@@ -74,6 +74,33 @@ class Functions:
             elif limit > store.popularity.limit:
                 store.popularity.limit = limit
         self.count_reads(seen=SEEN in store.names)
+        self._note_held(limit)
+
+    def _note_held(self, limit: int) -> None:
+        """Let the calls be known whose values are held: their hits alone do not tell.
+
+        Of those that the fast lookup finds: the others come the long way, and are noted there.
+        """
+        store = self.engine.store
+        owners: dict[Namespace, CachedFunction] = {}
+        for wrapper in self._living():
+            function: CachedFunction = getattr(wrapper, ATTRIBUTE)
+            owners.update(dict.fromkeys(function.spaces(), function))
+        with store.lock:
+            for entry in store.order.newest(limit):
+                space = entry.space
+                known = owners.get(space)
+                if known is not None and entry.kind is not None and store.popularity is not None:
+                    single = len(known.parameters) - known.is_method == 1
+                    values: Any = (entry.key,) if single else entry.key
+                    store.popularity.note((space, entry.key), ref(known), space.owner, values)
+
+    def _living(self) -> list[Any]:
+        """Return the wrappers of all functions that are alive."""
+        with self.engine.store.lock:
+            known = [*self._names.values(), self._replaced]
+            wrappers = [_alive(each) for named in known for each in named.values()]
+        return [wrapper for wrapper in wrappers if wrapper is not None]
 
     def show_reads(
         self,
@@ -93,15 +120,11 @@ class Functions:
 
     def count_reads(self, *, seen: bool) -> None:
         """Let each live function count the hits of each entry, and show them if *seen*."""
-        with self.engine.store.lock:
-            known = [*self._names.values(), self._replaced]
-            wrappers = [_alive(each) for named in known for each in named.values()]
-        for wrapper in wrappers:
-            if wrapper is not None:
-                function: CachedFunction = getattr(wrapper, ATTRIBUTE)
-                function.count_reads()
-                wrapper.cache_source = function.counting(seen)
-                count_reads(wrapper, wrapper.cache_source)
+        for wrapper in self._living():
+            function: CachedFunction = getattr(wrapper, ATTRIBUTE)
+            function.count_reads()
+            wrapper.cache_source = function.counting(seen)
+            count_reads(wrapper, wrapper.cache_source)
 
     def named(self, name: str) -> Any:
         """Return the newest live function of *name*; None if there is none."""

@@ -59,6 +59,7 @@ __all__ = [
     "DataKey",
     "Key",
     "Kind",
+    "apart",
     "call_key",
     "canonical",
     "digest",
@@ -423,6 +424,18 @@ def call_key(values: tuple[object, ...], names: tuple[str, ...]) -> tuple[DataKe
     else:
         return values, tuple(map(type, values))
     return (Call, *(canonical(v, n) for v, n in zip(values, names, strict=True))), None
+
+
+def apart(value: Any) -> Any:
+    """Return *value*, an accepted one, with lists, dicts and sets that nobody else can change."""
+    cls: object = type(value)  # pyright: ignore[reportUnknownVariableType]
+    if cls is list:
+        return list(map(apart, value.copy()))
+    if cls is tuple:
+        return tuple(map(apart, value))
+    if cls is dict:
+        return {key: apart(each) for key, each in value.copy().items()}
+    return value.copy() if cls is set else value
 
 
 @final

@@ -28,14 +28,14 @@ from .errors import LoadCancelledError, LoadTimeoutError
 from .options import UNSET, CacheOptions, Unset
 from .outcomes import RemovalCause
 
-__all__ = ["ENDED", "Landing", "Load", "trimmed"]
+__all__ = ["ENDED", "MANY", "NOT_KEPT", "Landing", "Load", "trimmed"]
 
 _log = logging.getLogger("async_safe_cache")
 
 MANY: Final = 256
 """Callers that waited and are not counted yet, until a landing counts them."""
 
-_NOT_KEPT: Final = -1 << 62
+NOT_KEPT: Final = -1 << 62
 """The weight of a value that is returned and not stored, with any marks."""
 
 FAILURE_WEIGHT: Final = 1024
@@ -101,7 +101,7 @@ class Landing:
                 skip = (flight.load or ENDED)[3].skip
                 if skip is not None and keep:
                     keep = not skip(value)
-                weight = self.engine.measure(flight.key[1], value) if keep else _NOT_KEPT
+                weight = self.engine.measure(flight.key[1], value) if keep else NOT_KEPT
                 if flight.marks is not None:
                     weight += flight.marks.weight()
             except Exception as caught:  # noqa: BLE001 - every waiter gets it

@@ -1,15 +1,16 @@
-"""A user's loader, as a call without arguments, and what it may say besides the value."""
+"""A user's loader: as a call without arguments, what it sees, and what it may say."""
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from functools import partial
 from types import FunctionType
 from typing import Any, Generic, TypeVar, cast, final
 
-from .options import UNSET, Ttl, Unset, check_tags, check_ttl
+from .options import UNSET, CacheOptions, Ttl, Unset, check_tags, check_ttl
 from .outcomes import MISSING, Missing, MissReason
 
-__all__ = ["LoadContext", "NotModified", "Skipped", "call_of"]
+__all__ = ["LoadContext", "NotModified", "Skipped", "call_of", "isolated"]
 
 V = TypeVar("V")
 
@@ -182,3 +183,13 @@ def call_of(loader: Any, key: object) -> tuple[Callable[[], Any], LoadContext | 
         return cast("Callable[[], Any]", loader), None
     context = LoadContext(key)
     return partial(loader, context), context
+
+
+def isolated(options: CacheOptions) -> Context:
+    """Return a context that knows of the running one no more than the options name."""
+    context = Context()
+    for variable in (*options.vary_on, *options.propagate):
+        value = variable.get(MISSING)
+        if value is not MISSING:
+            context.run(variable.set, value)
+    return context

@@ -39,7 +39,7 @@ from ._flights import (
 )
 from ._keys import DataKey
 from ._landing import ENDED, Landing, Load, trimmed
-from ._loader import LoadContext
+from ._loader import LoadContext, isolated
 from ._marks import Marks
 from ._tasks import start
 from .errors import CacheClosedError, LoadCancelledError, LoadTimeoutError, RecursiveLoadError
@@ -397,7 +397,7 @@ class Loads:
             return entry
         self.store.facts_of(entry)  # where a failure is remembered
         self.store.look_again(entry, now + AGAIN)  # hits have nothing to do meanwhile
-        if self.flights.get((entry.space, entry.key), loop) is not None:
+        if self._running(entry, loop, now) is not None:
             return entry
         return self._open_behind(entry, options, loop, now, marks, told)
 
@@ -430,7 +430,7 @@ class Loads:
         runs has outlived this caller's patience already.
         """
         facts = cast("Facts", entry.facts)
-        flight = self.flights.get((entry.space, entry.key), loop)
+        flight = self._running(entry, loop, now)
         revalidating = now < entry.deadline + options.stale_while_revalidate
         slow = (
             flight is not None
@@ -450,9 +450,17 @@ class Loads:
             return entry
         return self._open_behind(entry, options, loop, now, marks, told)
 
+    def _running(self, entry: Entry, loop: Loop | None, now: float) -> Flight | None:
+        """Locked. Return the flight at the key of *entry*, unless its loop is dead."""
+        flight = self.flights.get((entry.space, entry.key), loop)
+        if flight is None or flight.loop is loop:
+            return flight
+        return None if self.engine.guards.glance(flight, now) else flight
+
     def _count_hit(self, entry: Entry, now: float) -> None:
         """Locked. Count a hit that did not come by the fast lookup."""
-        entry.used += 1
+        if self.store.policy == "lru":  # else the order has counted it
+            entry.used += 1
         if self.store.popularity is not None:
             self.store.popularity.see((entry.space, entry.key), True, now)
 
@@ -637,8 +645,8 @@ class Loads:
         caller has that value.
         """
         options: CacheOptions = flight.load[3]
-        isolated = behind or flight.heat is not None or options.context == "isolated"
-        context = _isolated(options) if isolated else copy_context()
+        alone = behind or flight.heat is not None or options.context == "isolated"
+        context = isolated(options) if alone else copy_context()
         context.run(current_flight.set, flight)
         running = self._run(flight, behind=behind)
         try:
@@ -687,7 +695,7 @@ class Loads:
                 self.engine.workers.discard(threading.current_thread())
 
         # `_lead` isolates what is to be isolated, but for what is loaded for nobody.
-        context = copy_context() if flight.heat is None else _isolated(flight.load[3])
+        context = copy_context() if flight.heat is None else isolated(flight.load[3])
         thread = threading.Thread(
             target=context.run, args=(work,), name=f"load of {flight.name}", daemon=True
         )
@@ -752,7 +760,7 @@ class Loads:
         token = current_flight.set(flight)
         try:
             if options.context == "isolated":
-                context = _isolated(options)
+                context = isolated(options)
                 context.run(current_flight.set, flight)
                 value = context.run(call, *arguments)
             else:
@@ -802,16 +810,6 @@ def _ring(waiter: "asyncio.Future[Outcome | None]") -> None:
     """Wake *waiter*, unless it is done: its time is up."""
     if not waiter.done():
         waiter.set_result(_RANG)
-
-
-def _isolated(options: CacheOptions) -> Context:
-    """Return a context that knows of the running one no more than the options name."""
-    context = Context()
-    for variable in (*options.vary_on, *options.propagate):
-        value = variable.get(MISSING)
-        if value is not MISSING:
-            context.run(variable.set, value)
-    return context
 
 
 def _is_soon(entry: Entry, options: CacheOptions, now: float) -> bool:

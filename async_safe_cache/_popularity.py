@@ -136,10 +136,12 @@ class Popularity:
         """Return the call at *place*, if it is in. One step under the GIL."""
         return self._calls.get(place)
 
-    def reads(self, place: Place) -> float:
-        """Return the reads of a call, but for those counted at its entry; 0 if it is not in."""
+    def worth(self, place: Place, now: float) -> float:
+        """Return the reads of a call: those in the table, if it is in, and those at its entry."""
         call = self._calls.get(place)
-        return 0.0 if call is None else call.reads(self.now)
+        entry = place[0].data.get(place[1])
+        held = 0 if entry is None else entry.used
+        return held if call is None else call.reads(now) + held
 
     def forget(self, place: Place) -> None:
         """Take a call out: the last one of the list takes its place there."""
@@ -156,7 +158,7 @@ class Popularity:
             self._hand = 0
         sample = self._list[self._hand : self._hand + SAMPLE]
         self._hand += SAMPLE
-        least = min(sample, key=lambda call: _worth(call, now))
+        least = min(sample, key=lambda call: self.worth(call.place, now))
         for call in sample:
             if call is not least:
                 call.age()
@@ -173,6 +175,9 @@ class Popularity:
             yield part
             begin += size
 
+    def __iter__(self) -> Iterator[PopularCall]:
+        return iter(self._list.copy())
+
     def __contains__(self, place: object) -> bool:
         return place in self._calls
 
@@ -186,10 +191,3 @@ class Popularity:
         for place, call in self._calls.items():
             if call.place != place or self._list[call.index] is not call:
                 raise AssertionError("broken invariant of the popularity: a call misplaced")
-
-
-def _worth(call: PopularCall, now: float) -> float:
-    """Return the reads of *call*, those counted at its entry included."""
-    space, key = call.place
-    entry = space.data.get(key)
-    return call.reads(now) + (0 if entry is None else entry.used)

@@ -80,13 +80,14 @@ class Scheduled:
 
     def plan(self, now: float, wall: Callable[[], datetime]) -> None:
         """Find the next time after this moment."""
-        if self.every is not None:
-            self.due = self.every.next(now)
+        self.due = math.inf if self.every is None else self.every.next(now)
         if self.at is not None:
             self.moment = self.at.next(wall())
 
     def late(self, now: float, wall: datetime | None) -> float:
-        """Return for how many seconds it has been due; negative: it is not yet."""
+        """Return for how many seconds it has been due; negative: it is not yet, or not any more."""
+        if self.target.gone:
+            return -math.inf
         late = now - self.due
         if self.moment is not None and wall is not None:
             late = max(late, (_aware(wall) - self.moment).total_seconds())
@@ -97,12 +98,12 @@ def _aware(wall: datetime) -> datetime:
     return wall if wall.tzinfo is not None else wall.astimezone()
 
 
+_Due = tuple[int, float, int, Scheduled | PopularCall, float]
+"""Class, value, a number, what is due, and the deadline of the entry that it is to replace."""
+
 _Item = tuple[int, float, int, Target, Scheduled | None, float]
 """In the queue: class and value, both negative, a number, what, of which schedule, and the
 deadline of the entry that it is to replace (0.0: none)."""
-
-_Due = tuple[int, float, int, Scheduled | PopularCall, float]
-"""The same of what is found due, which is a target only when it is taken."""
 
 
 @final
@@ -120,6 +121,7 @@ class Refresher:
         cache: AsyncSafeCache,
         pace: Pace,
         *,
+        name: str,
         interval: float,
         timeout: float,
         jitter: float,
@@ -134,9 +136,9 @@ class Refresher:
         self.wall = wall
         self.warmed = warmed
         self.predictor: Predictor | None = None
-        self.scheduled: list[Scheduled] = []
+        self.scheduled: dict[Place, Scheduled] = {}
         self.job = Background(
-            "refresher",
+            name,
             self._run,
             interval,
             cache._engine.clock,
@@ -193,11 +195,9 @@ class Refresher:
         self._loop = asyncio.get_running_loop()
         self._filled, self._wanted = asyncio.Event(), asyncio.Event()
         self._queue, self._active, self._working = [], set(), 0
-        now, clock = self._engine.clock(), self._engine.clock
-        for each in self.scheduled:
-            each.plan(now, self.wall)
+        clock = self._engine.clock
         async with anyio.create_task_group() as group:
-            for _ in range(self.pace.concurrency):
+            for _ in range(min(self.pace.concurrency, QUEUE)):
                 group.start_soon(self._work)
             collect_at = -math.inf
             while True:
@@ -213,82 +213,67 @@ class Refresher:
 
     async def _collect(self, now: float) -> None:
         """Put what is due into the queue."""
-        wall = self.wall() if any(each.at for each in self.scheduled) else None
+        scheduled = list(self.scheduled.values())
+        wall = self.wall() if any(each.at for each in scheduled) else None
         room = max(0, QUEUE - len(self._queue))
-        best: list[tuple[int, float, int, _Due]] = []
-        due, lag = 0, 0.0
-        for part in self._slices():
+        best: list[_Due] = []  # a heap; the least valuable one is the first
+        due, lag, number = 0, 0.0, 0
+        popularity = self._engine.store.popularity
+        if popularity is not None:
+            popularity.now = max(popularity.now, now)  # hits alone do not tell it
+        for part in self._slices(scheduled):
             for each in part:
                 if isinstance(each, Scheduled):
-                    late, item = self._look_at_scheduled(each, now, wall)
+                    late, value = each.late(now, wall), each.target.priority
+                    place, kind, deadline = each.target.place, _SCHEDULED, 0.0
                 else:
-                    late, item = self._look_at_popular(each, now)
-                if item is None:
+                    late, value, deadline = self._look_at(each, now)
+                    place, kind = each.place, _POPULAR
+                if late < 0 or not self._backoffs.ready(place, now):
                     continue
                 due += 1
                 lag = max(lag, late)
-                # Of this heap the least valuable one is the first.
-                ranked = -item[0], -item[1], item[2], item
+                if place in self._active:
+                    continue
+                number += 1
+                item = (kind, value, -number, each, deadline)
                 if len(best) < room:
-                    heapq.heappush(best, ranked)
+                    heapq.heappush(best, item)
                 elif room:
-                    heapq.heappushpop(best, ranked)
+                    heapq.heappushpop(best, item)
             await asyncio.sleep(0)
         self._due, self._lag = due, lag
-        for taken, (_, _, _, item) in enumerate(best):
-            if taken % SLICE == SLICE - 1:
+        for number, (kind, value, _, each, deadline) in enumerate(best):
+            if number % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
-            self._take(*item)
+            if isinstance(each, Scheduled):
+                self._put((-kind, -value, next(self._numbers), each.target, each, deadline))
+                continue
+            target = Target.of_popular(each, self.jitter)
+            if target is None:
+                self._forget(each.place)
+            else:
+                self._put((-kind, -value, next(self._numbers), target, None, deadline))
         self._fill()
 
-    def _slices(self) -> Iterator[Sequence[Scheduled | PopularCall]]:
+    def _slices(self, scheduled: list[Scheduled]) -> Iterator[Sequence[Scheduled | PopularCall]]:
         """Walk through what may be due, a slice at a time."""
-        begin = 0
-        while part := self.scheduled[begin : begin + SLICE]:
-            yield part
-            begin += SLICE
+        for begin in range(0, len(scheduled), SLICE):
+            yield scheduled[begin : begin + SLICE]
         popularity = self._engine.store.popularity
         if popularity is not None:
             yield from popularity.slices(SLICE)
 
-    def _take(
-        self, kind: int, value: float, number: int, what: Scheduled | PopularCall, deadline: float
-    ) -> None:
-        """Put what is due into the queue."""
-        if isinstance(what, Scheduled):
-            self._put((kind, value, number, what.target, what, deadline))
-            return
-        target = Target.of_popular(what, self.jitter)
-        if target is None:
-            self._forget(what.place)
-        else:
-            self._put((kind, value, number, target, None, deadline))
-
-    def _look_at_scheduled(
-        self, each: Scheduled, now: float, wall: datetime | None
-    ) -> tuple[float, _Due | None]:
-        late = each.late(now, wall)
-        target = each.target
-        if late < 0 or target.place in self._active or not self._backoffs.ready(target.place, now):
-            return 0.0, None
-        if target.gone:
-            each.due, each.moment = math.inf, None
-            return 0.0, None
-        return late, (-_SCHEDULED, -target.priority, next(self._numbers), each, 0.0)
-
-    def _look_at_popular(self, call: PopularCall, now: float) -> tuple[float, _Due | None]:
-        place = call.place
-        space, key = place
+    def _look_at(self, call: PopularCall, now: float) -> tuple[float, float, float]:
+        """Return for how long a popular call has been due, its value, and its deadline."""
+        space, key = call.place
         entry = space.data.get(key)
         if entry is None or not entry.used or not now < entry.deadline < math.inf:
-            return 0.0, None
+            return -math.inf, 0.0, 0.0
         life = entry.deadline - entry.born
         ahead = min(life / 2, max(life / 10, 2 * (self.interval + call.seconds)))
-        late = now - (entry.deadline - ahead)
-        if late < 0 or place in self._active or not self._backoffs.ready(place, now):
-            return 0.0, None
         value = (entry.used + call.reads(now)) * max(call.seconds, 0.001)
-        return late, (-_POPULAR, -value, next(self._numbers), call, entry.deadline)
+        return now - (entry.deadline - ahead), value, entry.deadline
 
     def _take_predicted(self) -> None:
         """Put into the queue what was predicted and is not fresh."""
@@ -351,14 +336,12 @@ class Refresher:
         """Load one call; tell whether that went well."""
         _, _, _, target, scheduled, _ = item
         place = target.place
-        popularity = self._engine.store.popularity
-        heat = 0.0 if popularity is None else popularity.reads(place)
         try:
             with anyio.fail_after(self.timeout):
-                await target.load(self.cache, heat)
-        except CacheClosedError:
-            return True  # its function, or the cache, is closed: nothing is wrong
+                value = await target.load(self.cache)
         except Exception as error:  # noqa: BLE001 - counted, named, and tried again later
+            if isinstance(error, CacheClosedError) and (target.gone or self.cache.closed):
+                return True  # nothing is wrong
             self._failed += 1
             now = self._engine.clock()
             again = self._backoffs.failed(place, now)
@@ -376,9 +359,11 @@ class Refresher:
         self._backoffs.succeeded(place)
         if scheduled is not None:
             scheduled.plan(now, self.wall)
-        if target.fresh(self.cache, now) is None:
+        entry = target.fresh(self.cache, now)
+        if entry is None or entry.value is not value:
             self._refused += 1
         else:
             self._refreshed += 1
+        if entry is not None:
             self.warmed(target)
         return True

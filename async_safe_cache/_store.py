@@ -377,7 +377,8 @@ class Store:
                 return True
             if weight > self.max_bytes or self.max_entries < 1:
                 return True  # `put` refuses it, and says why
-            if self._may_free(now) and self.free(now, 1, dropped):
+            due = self._graves or now >= self._expiry.soonest or now >= self._kept.soonest
+            if due and self.free(now, 1, dropped):
                 continue
             victim = self.order.oldest()
             if victim is None or victim is old or not self._reads(victim) < heat:
@@ -385,24 +386,31 @@ class Store:
             self.evictions["max_memory_bytes" if over_bytes else "max_entries"] += 1
             self._unlink(victim, _EVICTED, dropped)
 
-    def crowded(self, heat: float, now: float) -> bool:
-        """Tell whether a new entry that is worth *heat* reads would find no room.
+    def crowded(self, space: Namespace, key: DataKey, now: float) -> bool:
+        """Tell whether a value of *key* that nobody waits for would find no room.
 
         By a look: a large value may find none though this says that it would.
         """
+        if key in space.data:
+            return False
         full = self.count + self._dead >= self.max_entries or (
             self.bytes + self._dead_bytes + ENTRY_OVERHEAD > self.max_bytes
         )
-        if not full or self._may_free(now):
+        if not full or self._graves or now >= self._expiry.soonest or now >= self._kept.soonest:
             return False
         victim = self.order.oldest()
-        return victim is not None and not self._reads(victim) < heat
+        return victim is not None and not self._reads(victim) < self.heat(space, key)
+
+    def heat(self, space: Namespace, key: DataKey) -> float:
+        """Return how often *key* was read lately; 0 where nobody counts."""
+        popularity = self.popularity
+        return 0.0 if popularity is None else popularity.worth((space, key), popularity.now)
 
     def _reads(self, entry: Entry) -> float:
         """Return how often *entry* was read lately; inf where nobody counts."""
-        if self.popularity is None or not entry.space.counted:
+        if not entry.space.counted:
             return inf
-        return entry.used + self.popularity.reads((entry.space, entry.key))
+        return self.heat(entry.space, entry.key)
 
     def retime(self, entry: Entry, ttl: float | None, now: float) -> None:
         """Give a fresh *entry* a new time to live from now, as its latest use."""
@@ -498,10 +506,6 @@ class Store:
                 if entry is not None:
                     self._unlink(entry, _EXPIRED, dropped)
         return freed
-
-    def _may_free(self, now: float) -> bool:
-        """Tell whether a look for what is dead or due may find something."""
-        return bool(self._graves) or now >= min(self._expiry.soonest, self._kept.soonest)
 
     def _stays(self, entry: Entry) -> bool:
         facts = entry.facts
@@ -694,7 +698,8 @@ class Store:
             over_bytes = self.bytes + self._dead_bytes + weight > self.max_bytes
             if not over_bytes and self.count + self._dead < self.max_entries:
                 return
-            if self._may_free(now) and self.free(now, 1, dropped):
+            due = self._graves or now >= self._expiry.soonest or now >= self._kept.soonest
+            if due and self.free(now, 1, dropped):
                 continue
             victim = take_oldest()
             if victim is None:

@@ -32,6 +32,7 @@ __all__ = [
     "check_callable",
     "check_choice",
     "check_fraction",
+    "check_known",
     "check_seconds",
     "check_sources",
     "check_tags",
@@ -276,6 +277,12 @@ class KeyOptions(LoadOptions, total=False):
     """The same, and what changes the key: for all that ask for a key, not for one call."""
 
     vary_on: ContextVar[Any] | Sequence[ContextVar[Any]] | Unset
+
+
+def check_known(caller: str, given: Mapping[str, object], options: type) -> None:
+    """Raise TypeError for what is *given* to *caller* and is none of its *options*, a TypedDict."""
+    for name in given.keys() - options.__optional_keys__:  # type: ignore[attr-defined]
+        raise TypeError(f"{caller}() got an unexpected keyword argument {name!r}")
 
 
 _COPIERS: Final[dict[str, Callable[[Any], Any] | None]] = {

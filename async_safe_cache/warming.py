@@ -18,15 +18,18 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime, time, timedelta
+from itertools import chain, count
 from os import PathLike
-from typing import Any, Final, Unpack
+from typing import TYPE_CHECKING, Any, Final, Unpack
 from weakref import ref
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 
 from ._cache import AsyncSafeCache
 from ._engine import State
+from ._function import CachedFunction
 from ._keys import Key
 from ._marks import Place
 from ._pace import Pace
@@ -51,6 +54,9 @@ from .options import (
 )
 from .outcomes import WarmingReport
 
+if TYPE_CHECKING:
+    from ._hot_set import HotCall
+
 __all__ = ["CacheWarmingStrategy"]
 
 _log = logging.getLogger("async_safe_cache")
@@ -60,6 +66,9 @@ Progress = Callable[[int, int], object]
 
 SLICE: Final = 50
 """Calls that are looked at between two turns of the loop."""
+
+QUICK: Final = 0.001
+"""Seconds that a load of unknown, or no, length counts as."""
 
 
 class CacheWarmingStrategy:
@@ -107,7 +116,7 @@ class CacheWarmingStrategy:
         self._targets: dict[Place, Target] = {}  # bounded by what is registered
         self._warmth = Warmth()
         self._refresher: Refresher | None = None
-        self._scheduled: list[Scheduled] = []  # as above
+        self._scheduled: dict[Place, Scheduled] = {}  # as above
         self._predictor: Predictor | None = None
         if limit:
             cache._functions.measure_popularity(limit)
@@ -137,6 +146,8 @@ class CacheWarmingStrategy:
         **freshness: Unpack[LoadOptions],
     ) -> int:
         """Keep calls warm; return how many. All or none of them are taken.
+
+        One that is registered already is replaced.
 
             warming.register(get_price, [("AAPL",), ("MSFT",)], every=30, jitter=0.1)
             warming.register(["rates", "rules"], load, every=60, ttl=90)
@@ -172,14 +183,19 @@ class CacheWarmingStrategy:
             raise ValueError("priority=nan must be a number: the highest is loaded first")
         own = {"ttl": ttl, "tags": tags, **freshness}
         found = self._resolve(target, calls, own, max(jitter, self._stagger))
-        for each in found:
+        targets = {each.place: each for each in found}
+        scheduled: list[Scheduled] = []
+        if plan is not None or times is not None:
+            scheduled = [Scheduled(each, plan, times) for each in targets.values()]
+            now = self.cache._engine.clock()
+            for one in scheduled:
+                one.plan(now, self._wall)
+        for place, each in targets.items():
             each.priority = float(priority)
             self._take(each)
-            if plan is not None or times is not None:
-                scheduled = Scheduled(each, plan, times)
-                scheduled.plan(self.cache._engine.clock(), self._wall)
-                self._scheduled.append(scheduled)
-        return len(found)
+            self._scheduled.pop(place, None)
+        self._scheduled.update((one.target.place, one) for one in scheduled)
+        return len(targets)
 
     def _resolve(
         self, target: Any, calls: Any, own: Mapping[str, Any], jitter: float
@@ -192,12 +208,13 @@ class CacheWarmingStrategy:
                     f"{given[0]} is an option of keys: a decorated function has its own, "
                     "give it to race_safe_cached"
                 )
-            if callable(calls):
+            if callable(calls) or not isinstance(calls, Iterable):
                 raise TypeError(
                     "calls of a decorated function must be an iterable of tuples of arguments, "
                     f"not {type(calls).__name__}"
                 )
-            return [self._of_call(target, call, jitter) for call in calls]
+            several: Iterable[object] = calls  # pyright: ignore[reportUnknownVariableType]
+            return [self._of_call(target, call, jitter) for call in several]
         if callable(target):
             name = getattr(target, "__qualname__", type(target).__name__)
             raise TypeError(
@@ -238,15 +255,11 @@ class CacheWarmingStrategy:
 
     def _take(self, target: Target) -> None:
         """Let *target* be one of those that are to be warm."""
-        if target.place not in self._targets:
+        known = self._targets.get(target.place)
+        if known is None:
             self._warmth.wanted += 1
         else:
-            self._warmth.warm -= self._targets[target.place].warm
-            target.warm = self._targets[target.place].warm
-            self._warmth.warm += target.warm
-            self._scheduled[:] = [
-                each for each in self._scheduled if each.target.place != target.place
-            ]
+            target.warm = known.warm
         self._targets[target.place] = target
 
     # -- once
@@ -294,32 +307,38 @@ class CacheWarmingStrategy:
             CacheClosedError: The cache is closed.
         """
         most = check_bound("limit", limit)
-        found = await self._popular(math.inf if most is None else most, only_absent=True)
-        targets = [Target.of_popular(call, self._stagger) for call, _ in found]
+        engine = self.cache._engine
+        now = engine.clock()
+
+        def absent(call: PopularCall) -> bool:
+            return engine.peek(*call.place, now) is None
+
+        found = await self._popular(math.inf if most is None else most, absent)
+        found.sort(key=lambda item: -item[1] * max(item[2], QUICK))
+        targets = [Target.of_popular(call, self._stagger) for call, _, _ in found]
         return await self._load([each for each in targets if each is not None], timeout, progress)
 
-    async def _popular(self, limit: float, *, only_absent: bool) -> list[tuple[PopularCall, float]]:
-        """Return the most read calls with their reads: the most read first. In slices."""
-        engine = self.cache._engine
-        popularity = engine.store.popularity
-        now = engine.clock()
+    async def _popular(
+        self, limit: float, wanted: Callable[[PopularCall], bool]
+    ) -> list[tuple[PopularCall, float, float]]:
+        """Return the most read of the *wanted* calls, with reads and load time. In slices."""
+        popularity = self.cache._engine.store.popularity
+        now = self.cache._engine.clock()
         best: list[tuple[float, int, PopularCall]] = []
         number = 0
         for part in () if popularity is None else popularity.slices(SLICE):
             for call in part:
-                entry = call.place[0].data.get(call.place[1])
-                held = 0 if entry is None else entry.used
-                if only_absent and engine.peek(*call.place, now) is not None:
+                if popularity is None or not wanted(call):
                     continue
                 number += 1
-                item = call.reads(now) + held, -number, call
+                item = popularity.worth(call.place, now), -number, call
                 if len(best) < limit:
                     heapq.heappush(best, item)
                 elif best:
                     heapq.heappushpop(best, item)
             await anyio.lowlevel.checkpoint()
         best.sort(key=lambda item: item[:2], reverse=True)
-        return [(call, reads) for reads, _, call in best]
+        return [(call, reads, call.seconds) for reads, _, call in best]
 
     async def _load(
         self,
@@ -334,11 +353,11 @@ class CacheWarmingStrategy:
         seconds = None if timeout is None else check_seconds("timeout", timeout, zero=True)
         begun = engine.clock()
         run = _Run(targets)
-        with _shown(progress, len(targets)) as tell:
+        with _shown(progress, run.total) as tell:
             run.tell = tell
             with anyio.move_on_after(seconds):
                 async with anyio.create_task_group() as group:
-                    for _ in range(min(self._pace.concurrency, len(targets))):
+                    for _ in range(min(self._pace.concurrency, run.total)):
                         group.start_soon(self._work, run)
         for target in run.left.values():
             run.skipped.setdefault(target.key, "time")
@@ -367,29 +386,29 @@ class CacheWarmingStrategy:
 
     async def _load_one(self, target: Target) -> str | None:
         """Load one call; return why it was not loaded, or not stored."""
-        engine = self.cache._engine
-        popularity = engine.store.popularity
-        heat = 0.0 if popularity is None else popularity.reads(target.place)
+        cache, clock = self.cache, self.cache._engine.clock
         if target.gone:
             return "gone"
-        now = engine.clock()
-        if target.fresh(self.cache, now) is not None:
+        if target.fresh(cache, clock()) is not None:
             return "fresh"
-        with engine.store.lock:
-            crowded = engine.store.crowded(heat, now)
-        if crowded:
+        if self._crowded(target):
             return "no room"
         async with self._pace.turn() as turn:
-            if target.fresh(self.cache, engine.clock()) is not None:
+            if target.fresh(cache, clock()) is not None:
                 turn.skip()
                 return "fresh"
             with anyio.fail_after(self._timeout):
-                await target.load(self.cache, heat)
-        now = engine.clock()
-        if target.fresh(self.cache, now) is not None:
-            return None
-        with engine.store.lock:
-            return "no room" if engine.store.crowded(heat, now) else "not stored"
+                value = await target.load(cache)
+        entry = target.fresh(cache, clock())
+        if entry is None:
+            return "no room" if self._crowded(target) else "not stored"
+        return None if entry.value is value else "fresh"
+
+    def _crowded(self, target: Target) -> bool:
+        store = self.cache._engine.store
+        now = self.cache._engine.clock()
+        with store.lock:
+            return store.crowded(*target.place, now)
 
     def _found_warm(self, target: Target) -> None:
         known = self._targets.get(target.place)
@@ -414,7 +433,8 @@ class CacheWarmingStrategy:
         Args:
             interval: Seconds between two looks at what is due.
             predictive: Load what is likely to be read next, too: see docs/warming.md for
-                when that helps. Each hit then costs a call more.
+                when that helps. Each hit then costs a call more. Of several strategies of
+                a cache the one that was started last predicts.
             least: Probability from which it is likely.
             fan_out: Calls that are loaded ahead after one read, at most.
 
@@ -424,16 +444,29 @@ class CacheWarmingStrategy:
         """
         seconds = check_seconds("interval", interval)
         share = check_fraction("least", least, "the probability from which a call is loaded ahead")
-        if check_bound("fan_out", fan_out) in (None, 0):
+        after = check_bound("fan_out", fan_out)
+        if not after:
             raise ValueError(f"fan_out={fan_out} must be an int from 1: calls after one read")
         cache = self.cache
+        popularity = cache._engine.store.popularity
+        if predictive and popularity is None:
+            raise ValueError(
+                "predictive=True needs popular above 0: what can be loaded ahead are the calls "
+                "whose reads are counted"
+            )
         cache._engine.admit()
-        while self._refresher is not None:  # also one that somebody else starts meanwhile
+        while self._refresher is not None:  # somebody else may have started one meanwhile
             await self.stop()
         cache._engine.admit()
+        now = cache._engine.clock()
+        for each in self._scheduled.values():
+            each.plan(now, self._wall)
+        taken = {job.name for job in cache._jobs()}
+        names = chain(["refresher"], (f"refresher {number}" for number in count(2)))
         refresher = self._refresher = Refresher(
             cache,
             self._pace,
+            name=next(name for name in names if name not in taken),
             interval=seconds,
             timeout=self._timeout,
             jitter=self._stagger,
@@ -441,17 +474,15 @@ class CacheWarmingStrategy:
             warmed=self._found_warm,
         )
         refresher.scheduled = self._scheduled
-        if predictive:
-            popularity = cache._engine.store.popularity
-            self._predictor = Predictor(
+        if predictive and popularity is not None:
+            predictor = self._predictor = refresher.predictor = Predictor(
                 refresher.predict,
                 cache._engine.clock,
-                states=10_000 if popularity is None else max(1, popularity.limit),
+                states=max(1, popularity.limit),
                 least=share,
-                limit=fan_out,
+                limit=after,
             )
-            cache._functions.show_reads(self._predictor.hit, self._predictor.read)
-        refresher.predictor = self._predictor
+            cache._functions.show_reads(predictor.hit, predictor.read)
         cache._sweeper.followers.append(refresher.job)
         await cache.start()
         refresher.job.start()
@@ -468,8 +499,10 @@ class CacheWarmingStrategy:
         refresher = self._refresher
         if refresher is None:
             return
-        if self._predictor is not None:
-            self._predictor = None
+        predictor, self._predictor = self._predictor, None
+        popularity = self.cache._engine.store.popularity
+        # Unless another strategy predicts by now.
+        if predictor is not None and popularity and popularity.observer == predictor.read:
             self.cache._functions.show_reads(None, None)
         await refresher.job.stop(seconds)
         # Until here it follows: who closes the cache meanwhile waits for its end, too.
@@ -498,12 +531,12 @@ class CacheWarmingStrategy:
 
         most = check_bound("limit", limit)
         calls: list[HotCall] = []
-        for call, reads in await self._popular(
-            math.inf if most is None else most, only_absent=False
+        for call, reads, seconds in await self._popular(
+            math.inf if most is None else most, lambda call: call.owner is None
         ):
             function = call.function()
-            if function is not None and call.owner is None:
-                calls.append(HotCall(function.name, call.values, reads, call.seconds))
+            if function is not None:
+                calls.append(HotCall(function.name, call.values, reads, seconds))
         write = functools.partial(write_hot_set, path, self.cache.name, calls)
         written, _ = await anyio.to_thread.run_sync(write)
         return written
@@ -538,34 +571,49 @@ class CacheWarmingStrategy:
         unknown = 0
         popularity = self.cache._engine.store.popularity
         for call in await anyio.to_thread.run_sync(read):
-            fn = self.cache._functions.named(call.function)
-            function = None if fn is None else getattr(fn, DECORATED)
-            if function is None or len(function.parameters) != len(call.arguments):
+            if not (len(targets) + unknown + 1) % SLICE:
+                await anyio.lowlevel.checkpoint()
+            target = self._replayed(call)
+            if target is None:
                 unknown += 1
                 continue
-            try:
-                target = Target.of_call(function, call.arguments, self._stagger)
-            except TypeError:
-                unknown += 1
-                continue
-            function.note(*target.place, call.arguments)
             if popularity is not None:
                 with self.cache._engine.store.lock:
                     popularity.read(target.place, call.reads)
                     popularity.took(target.place, call.seconds)
             targets.append(target)
-            self._take(target)
         return await self._load(targets, timeout, progress, unknown)
+
+    def _replayed(self, call: "HotCall") -> Target | None:
+        """Return the target of a call from a file; None if it cannot be made here."""
+        fn = self.cache._functions.named(call.function)
+        function: CachedFunction | None = None if fn is None else getattr(fn, DECORATED)
+        if (
+            function is None
+            or function.is_method
+            or function.is_keyed_method
+            or len(function.parameters) != len(call.arguments)
+        ):
+            return None
+        try:
+            target = Target.of_call(function, call.arguments, self._stagger)
+        except Exception:  # noqa: BLE001 - what a key is made of is the user's: it fails alone
+            return None
+        function.note(*target.place, call.arguments)
+        # What is registered stays as it is, with its times.
+        known = self._targets.get(target.place)
+        if known is None:
+            self._take(target)
+        return known or target
 
 
 class _Run:
     """What one warming has done."""
 
     def __init__(self, targets: Sequence[Target]) -> None:
-        self.total = len(targets)
-        self.queue: Iterator[Target] = iter(targets)
-        self.begun: dict[Place, Target] = {}
         self.left: dict[Place, Target] = {target.place: target for target in targets}
+        self.queue: Iterator[Target] = iter(list(self.left.values()))
+        self.total = len(self.left)
         self.loaded: list[Key] = []
         self.skipped: dict[Key, str] = {}
         self.failed: dict[Key, Exception] = {}
@@ -586,7 +634,8 @@ class _Run:
             try:
                 self.tell(self.done, self.total)
             except Exception as caught:  # noqa: BLE001 - a report, not a part of the work
-                _log.warning("progress failed with %s", type(caught).__name__)
+                self.tell = None
+                _log.warning("progress failed with %s: it is told no more", type(caught).__name__)
 
 
 @contextmanager

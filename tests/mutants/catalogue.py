@@ -1394,7 +1394,7 @@ put, kind = landing.store.put, flight.load[0]
         what="An eviction takes live entries while expired ones lie about.",
         file="_store.py",
         old="""\
-            if self._may_free(now) and self.free(now, 1, dropped):
+            if due and self.free(now, 1, dropped):
                 continue
             victim = take""",
         new="            victim = take",
