@@ -191,8 +191,8 @@ MUTANTS = (
         line="§3.2",
         what="The load does not get a copy of the first caller's context: tracing loses its span.",
         file="_loads.py",
-        old="context = _isolated(options) if isolated else copy_context()",
-        new="context = _isolated(options) if isolated else Context()",
+        old="context = isolated(options) if alone else copy_context()",
+        new="context = isolated(options) if alone else Context()",
         found_by=(
             "tests/test_survivors.py::test_a_load_sees_the_first_callers_context_and_changes_nobodys",
         ),
@@ -213,14 +213,8 @@ MUTANTS = (
         line="§3.2",
         what="The load is noted in its caller's own context: who gave up is told of a recursion.",
         file="_loads.py",
-        old="""\
-        context = _isolated(options) if isolated else copy_context()
-        context.run(current_flight.set, flight)
-        running""",
-        new="""\
-        context = None
-        current_flight.set(flight)
-        running""",
+        old="        context = isolated(options) if alone else copy_context()\n        context.run(current_flight.set, flight)\n        running",
+        new="        context = None\n        current_flight.set(flight)\n        running",
         found_by=("tests/test_flights.py::test_who_gave_up_on_a_load_may_ask_again",),
     ),
     # -- §3.3 leaving
@@ -1638,8 +1632,8 @@ put, kind = landing.store.put, flight.load[0]
         line="§7",
         what="An expired entry that nobody has swept yet is reported as ABSENT.",
         file="_store.py",
-        old="if key in space.data:",
-        new="if False:",
+        old="        if key in space.data:\n            return MissReason.EXPIRED\n",
+        new="",
         found_by=(
             "every_read_keeps_to_the_clock",
             "tests/test_survivors.py::test_an_expired_entry_that_nobody_freed_is_a_miss_by_expiry",
@@ -2627,7 +2621,7 @@ oldest = next(iter(self._order), None)
         line="§11",
         what="Each reader of what is about to expire begins a load of his own.",
         file="_loads.py",
-        old="        if self.flights.get((entry.space, entry.key), loop) is not None:\n            return entry\n",
+        old="        if self._running(entry, loop, now) is not None:\n            return entry\n",
         new="",
         found_by=(),
     ),
@@ -2969,8 +2963,8 @@ oldest = next(iter(self._order), None)
         line="§11",
         what="A refresh behind runs in its caller's context: it pins and sees one user's request.",
         file="_loads.py",
-        old="isolated = behind or flight.heat is not None or",
-        new="isolated = flight.heat is not None or",
+        old="alone = behind or flight.heat is not None or",
+        new="alone = flight.heat is not None or",
         found_by=(),
     ),
     Mutant(
@@ -2978,15 +2972,15 @@ oldest = next(iter(self._order), None)
         line="§11",
         what='context="isolated" is not looked at: what one user may see is served to all.',
         file="_loads.py",
-        old=' or flight.heat is not None or options.context == "isolated"',
-        new=" or flight.heat is not None",
+        old='alone = behind or flight.heat is not None or options.context == "isolated"',
+        new="alone = behind or flight.heat is not None",
         found_by=(),
     ),
     Mutant(
         name="what-is-propagated-is-not",
         line="§11",
         what="An isolated load does not see the variables that propagate= lists.",
-        file="_loads.py",
+        file="_loader.py",
         old="for variable in (*options.vary_on, *options.propagate):",
         new="for variable in options.vary_on:",
         found_by=(),
@@ -3099,7 +3093,7 @@ oldest = next(iter(self._order), None)
         line="§11",
         what="A key that was set while it waited for its turn is loaded, and replaced, all the same.",
         file="warming.py",
-        old='            if target.fresh(self.cache, engine.clock()) is not None:\n                turn.skip()\n                return "fresh"\n',
+        old='            if target.fresh(cache, clock()) is not None:\n                turn.skip()\n                return "fresh"\n',
         new="",
         found_by=(),
     ),
@@ -3117,8 +3111,8 @@ oldest = next(iter(self._order), None)
         line="§11",
         what="What would find no room is loaded, and thrown away.",
         file="warming.py",
-        old='        if crowded:\n            return "no room"\n',
-        new="",
+        old='        if self._crowded(target):\n            return "no room"\n        async',
+        new="        async",
         found_by=(),
     ),
     Mutant(
@@ -3207,8 +3201,8 @@ oldest = next(iter(self._order), None)
         line="§11",
         what="Two that start the background refresh start two, of which stop() ends one.",
         file="warming.py",
-        old="        while self._refresher is not None:  # also one that somebody else starts meanwhile\n            await self.stop()",
-        new="        await self.stop()",
+        old="        while self._refresher is not None:  # somebody else may have started one meanwhile\n            await self.stop()\n",
+        new="        await self.stop()\n",
         found_by=(),
     ),
     Mutant(
@@ -3253,8 +3247,8 @@ oldest = next(iter(self._order), None)
         line="§11",
         what="A scheduled load that takes longer than the interval is queued again and again.",
         file="_refresher.py",
-        old="        if place not in self._active:\n            self._active.add(place)\n            heapq",
-        new="        if True:\n            self._active.add(place)\n            heapq",
+        old="            self._active.add(place)\n            heapq",
+        new="            heapq",
         found_by=(),
     ),
     Mutant(
@@ -3289,8 +3283,8 @@ oldest = next(iter(self._order), None)
         line="§11",
         what="The background refresh begins with what is read least and loads fastest.",
         file="_refresher.py",
-        old="return late, (-_POPULAR, -value, next(self._numbers), call, entry.deadline)",
-        new="return late, (-_POPULAR, value, next(self._numbers), call, entry.deadline)",
+        old="        return now - (entry.deadline - ahead), value, entry.deadline",
+        new="        return now - (entry.deadline - ahead), -value, entry.deadline",
         found_by=(),
     ),
     Mutant(
