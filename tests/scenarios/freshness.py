@@ -296,7 +296,10 @@ async def a_bulk_caller_waits_for_the_refresh_behind(lab: Lab) -> None:
     load = lab.loader()
     read = partial(cache.get_or_load, "a", load)
 
+    many: list[list[str]] = []
+
     async def load_many(absent: list[str]) -> dict[str, int]:
+        many.append(absent)
         return {key: await load() for key in absent}
 
     assert await read() == 1
@@ -313,7 +316,8 @@ async def a_bulk_caller_waits_for_the_refresh_behind(lab: Lab) -> None:
     if "many" in got:
         assert got["many"] == {"a": 2}
         assert lab.loads == 2
-        assert await cache.get("a") == 2
+    if "many" in got or (lab.loads == 2 and not many):
+        assert await cache.get("a") == 2, "the refresh left with one who had joined it"
     assert lab.loads <= 3
     assert {got["one"], got["two"]} <= {1, 2, 3}
 
@@ -641,10 +645,14 @@ async def nobody_waits_beyond_his_hard_timeout(lab: Lab) -> None:
 
 @scenario(kills=(), two_tasks=True)
 async def a_cancellation_at_the_moment_the_time_is_up_is_not_lost(lab: Lab) -> None:
-    """Who is cancelled as his alarm rings is cancelled, leaves once, and the other has the value."""
+    """Cancelled as his alarm rings and his answer comes he is cancelled, and leaves once."""
     cache = lab.cache()
-    load = lab.loader(longest=8.0)
-    begun = lab.clock.now
+
+    async def load() -> int:
+        lab.loads += 1
+        number = lab.loads
+        await asyncio.sleep(1)
+        return number
 
     async def hasty() -> Any:
         try:
@@ -653,20 +661,16 @@ async def a_cancellation_at_the_moment_the_time_is_up_is_not_lost(lab: Lab) -> N
             return "late"
 
     victim = asyncio.create_task(hasty(), name="victim")
-
-    async def strike() -> bool:
-        await pause(1.0)
-        return victim.cancel()
-
     patient = asyncio.create_task(cache.get_or_load("a", load), name="patient")
-    struck = await asyncio.create_task(strike(), name="striker")
+    await asyncio.sleep(1)
+    struck = victim.cancel()
     await asyncio.wait([victim])
     assert victim.cancelled() if struck else victim.result() in ("late", 1), "it is lost"
-    assert lab.clock.now <= begun + 1
     flights = [*cache._engine.flights.running]
     assert all(len(flight.waiters) <= 1 for flight in flights), "he is still waited for"
     # A second load only if he was alone with the first.
     assert await patient == lab.loads <= 2
+    assert cache.stats().load_errors == 0
 
 
 @scenario(kills=(), cancel=("one", "two"))
