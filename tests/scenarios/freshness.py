@@ -681,7 +681,7 @@ async def a_stale_value_is_taken_when_the_load_is_slow(lab: Lab) -> None:
         default_ttl=TTL,
         stale_if_error=WINDOW,
         soft_timeout=0.5,
-        hard_timeout=1,
+        hard_timeout=3,
         cancel_grace=0.25,
     )
     load = lab.loader(source.read, longest=4.0)
@@ -713,7 +713,7 @@ async def nobody_sees_an_error_while_something_stale_is_allowed(lab: Lab) -> Non
         default_ttl=TTL,
         stale_if_error=10**6,
         soft_timeout=0.5,
-        hard_timeout=1,
+        hard_timeout=3,
         cancel_grace=0.25,
         error_backoff=0,
     )
