@@ -53,7 +53,7 @@ def accounted(report: WarmingReport, keys: int) -> None:
 async def warming_accounts_for_every_key_and_overwrites_nothing(lab: Lab) -> None:
     """Each key is loaded, skipped or failed; what was set meanwhile stays; each loads once."""
     cache = lab.cache()
-    warming = strategy(cache, concurrency=2)
+    warming = strategy(cache, concurrency=1)  # so one waits for its turn while another loads
     begun: list[object] = []
 
     async def load(ctx: LoadContext) -> str:
@@ -75,18 +75,21 @@ async def warming_accounts_for_every_key_and_overwrites_nothing(lab: Lab) -> Non
         victims=("warmer",),
         warmer=warming.warm,
         writer=put,
+        other=warming.warm,
         reader=partial(cache.get_or_load, "b", load),
     )
     await asyncio.sleep(1)
-    assert await cache.get_many(["a", "b"]) == {"a": "set", "b": "set"}
-    if "warmer" in got:
-        report = got["warmer"]
-        accounted(report, 3)
-        assert [type(error) for error in report.failed.values()] == [OSError]
-        assert set(report.skipped.values()) <= {"fresh"}
-    assert got.get("reader", "set") in ("set", "loaded")
-    assert len(begun) <= 3 + 3 * (len(got) < 3) + 1
     idle(warming)
+    for report in (got.get("warmer"), got["other"]):
+        if report is not None:
+            accounted(report, 3)
+            assert {type(error) for error in report.failed.values()} <= {OSError}
+            assert set(report.skipped.values()) <= {"fresh"}
+    assert got["other"].failed or "c" in begun
+    assert got["reader"] in ("set", "loaded")
+    if "warmer" in got:  # else a load that was left, and cleaned up, is begun once more
+        assert await cache.get_many(["a", "b"]) == {"a": "set", "b": "set"}
+        assert begun.count("a") <= 1
 
 
 @scenario(kills=(), cancel=("warmer",))
@@ -197,7 +200,7 @@ async def warming_takes_the_place_of_nothing_that_is_read_more(lab: Lab) -> None
 
     await follow()
     got = await ended(lab, victims=("warmer",), reader=follow, warmer=warming.warm)
-    assert loads.count("hot") == loads.count("warm") == 1, "it was evicted by what nobody reads"
+    assert loads == ["hot", "warm"], "what nobody reads was loaded for nothing, or evicted these"
     if "warmer" in got:
         accounted(got["warmer"], 2)
         assert set(got["warmer"].skipped.values()) == {"no room"}
