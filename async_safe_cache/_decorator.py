@@ -62,7 +62,7 @@ def race_safe_cached(
     soft_timeout: float | timedelta | None | Unset = ...,
     hard_timeout: float | timedelta | None | Unset = ...,
     load_timeout: float | timedelta | None | Unset = ...,
-    error_backoff: float | timedelta | Unset = ...,
+    error_backoff: float | timedelta | None | Unset = ...,
     copy: Literal["none", "shallow", "deep"] | Unset = ...,
     skip: Callable[[Any], bool] | None | Unset = ...,
     vary_on: "ContextVar[Any] | Sequence[ContextVar[Any]] | Unset" = ...,
@@ -91,7 +91,7 @@ def race_safe_cached(
     soft_timeout: float | timedelta | None | Unset = UNSET,
     hard_timeout: float | timedelta | None | Unset = UNSET,
     load_timeout: float | timedelta | None | Unset = UNSET,
-    error_backoff: float | timedelta | Unset = UNSET,
+    error_backoff: float | timedelta | None | Unset = UNSET,
     copy: Literal["none", "shallow", "deep"] | Unset = UNSET,
     skip: Callable[[Any], bool] | None | Unset = UNSET,
     vary_on: "ContextVar[Any] | Sequence[ContextVar[Any]] | Unset" = UNSET,
@@ -135,7 +135,8 @@ def race_safe_cached(
             own thread cannot stop: only those who wait for it can.)
         load_timeout: Seconds after which a load is cancelled. `async def` only.
         error_backoff: Seconds after a failed load in which a value at hand is returned
-            without another try; doubles with each failure in a row, up to 32 times.
+            without another try; doubles with each failure in a row, up to 32 times. None:
+            1 s for loads behind a value, and none for callers who wait.
         copy: "none": everybody is handed the stored object; "shallow" or "deep": a copy.
         skip: Callable of a value; true for one that is returned and not stored.
         vary_on: Context variables whose values are part of the key.

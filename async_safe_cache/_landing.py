@@ -38,6 +38,10 @@ MANY: Final = 256
 NOT_KEPT: Final = -1 << 62
 """The weight of a value that is returned and not stored, with any marks."""
 
+BEHIND: Final = 1.0
+"""Seconds in which, after a failed load, none begins behind the value, unless options say else:
+nobody waits for such loads, so nothing else would keep them apart."""
+
 FAILURE_WEIGHT: Final = 1024
 """Bytes accounted for a remembered exception, whose own are unknown."""
 
@@ -227,7 +231,8 @@ class Landing:
         if entry is None or now is None or not isinstance(facts, Facts):
             return
         facts.failures = facts.failures + 1 if failed else 0
-        facts.retry = now + delay(options.error_backoff, max(1, facts.failures))
+        first = BEHIND if options.error_backoff is None else options.error_backoff
+        facts.retry = now + delay(first, max(1, facts.failures))
         self.store.look_again(entry, facts.retry)
 
     def _note(

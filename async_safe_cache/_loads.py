@@ -438,7 +438,7 @@ class Loads:
             and options.soft_timeout is not None
             and now - flight.begun >= options.soft_timeout
         )
-        failing = facts.failures > 0 and now < facts.retry
+        failing = options.error_backoff is not None and facts.failures > 0 and now < facts.retry
         if not (revalidating or slow or failing):
             return None
         entry.space.counters.other_hits += not counted

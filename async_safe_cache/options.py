@@ -202,6 +202,10 @@ def _check_timeout(name: str, value: object) -> float | None:
     return None if value is None else check_seconds(name, value)
 
 
+def _check_backoff(name: str, value: object) -> float | None:
+    return None if value is None else check_seconds(name, value, zero=True)
+
+
 def _check_refresh_ahead(value: object) -> float | None:
     meaning = "the fraction of ttl after which a read refreshes"
     if value is None:
@@ -266,7 +270,7 @@ class LoadOptions(TypedDict, total=False):
     soft_timeout: float | timedelta | None | Unset
     hard_timeout: float | timedelta | None | Unset
     load_timeout: float | timedelta | None | Unset
-    error_backoff: float | timedelta | Unset
+    error_backoff: float | timedelta | None | Unset
     copy: Literal["none", "shallow", "deep"] | Unset
     skip: Callable[[Any], bool] | None | Unset
     context: Literal["caller", "isolated"] | Unset
@@ -281,7 +285,8 @@ class KeyOptions(LoadOptions, total=False):
 
 def check_known(caller: str, given: Mapping[str, object], options: type) -> None:
     """Raise TypeError for what is *given* to *caller* and is none of its *options*, a TypedDict."""
-    for name in given.keys() - options.__optional_keys__:  # type: ignore[attr-defined]
+    kind: Any = options
+    for name in given.keys() - kind.__optional_keys__:
         raise TypeError(f"{caller}() got an unexpected keyword argument {name!r}")
 
 
@@ -319,11 +324,13 @@ class CacheOptions:
             takes longer than a timeout; 0: not at all.
         refresh_ahead: Fraction of ttl after which a read begins a load behind it; `AUTO`, the
             same by chance, the sooner the longer a load takes; None: not at all.
-        soft_timeout: Seconds after which a caller takes a stale value, if there is one.
+        soft_timeout: Seconds after which a caller takes a stale value, if one is kept; without
+            a window none is, and the caller waits on.
         hard_timeout: Seconds after which a caller waits no longer.
         load_timeout: Seconds after which a load is cancelled.
         error_backoff: Seconds after a failed load in which a value at hand is served without
-            another try; doubles with each failure in a row, up to 32 times; 0: none.
+            another try; doubles with each failure in a row, up to 32 times; 0: none. None: 1 s
+            for loads behind a value, and none for callers who wait.
         copy: What a caller is handed: the stored object, or a "shallow" or "deep" copy.
         skip: Tells of a value whether it is to be returned and not stored.
         vary_on: Context variables whose values are part of the key.
@@ -346,7 +353,7 @@ class CacheOptions:
     soft_timeout: float | None = None
     hard_timeout: float | None = None
     load_timeout: float | None = None
-    error_backoff: float = 1.0
+    error_backoff: float | None = None
     copy: Literal["none", "shallow", "deep"] = "none"
     skip: Callable[[Any], bool] | None = None
     vary_on: tuple["ContextVar[Any]", ...] = ()
@@ -376,11 +383,6 @@ class CacheOptions:
                     f"{name} needs a ttl: a value without one is fresh for ever; give ttl=, "
                     f"or leave {name} out"
                 )
-        if given.get("soft_timeout") and not self.window:
-            raise ValueError(
-                f"soft_timeout={self.soft_timeout} needs stale_if_error or stale_while_revalidate: "
-                "without a stale value to take, a caller can only wait on; hard_timeout ends a wait"
-            )
         for longer in ("hard_timeout", "load_timeout"):
             soft, other = self.soft_timeout, getattr(self, longer)
             named = "soft_timeout" in given or longer in given
@@ -494,7 +496,7 @@ _CHECKS: Final[dict[str, Callable[[str, Any], object]]] = {
     "soft_timeout": _check_timeout,
     "hard_timeout": _check_timeout,
     "load_timeout": _check_timeout,
-    "error_backoff": partial(check_seconds, zero=True),
+    "error_backoff": _check_backoff,
     "copy": partial(check_choice, choices=("none", "shallow", "deep")),
     "skip": _check_skip,
     "vary_on": _check_variables,

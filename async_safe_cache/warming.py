@@ -487,6 +487,21 @@ class CacheWarmingStrategy:
         await cache.start()
         refresher.job.start()
 
+    def stats(self) -> dict[str, Any]:
+        """Return what it does and did, JSON-ready.
+
+        `registered` calls and how many of them are `warm`; `budget`; and, while the background
+        refresh runs, `refresher`, with `prediction` (predictions, useful, precision, recall)
+        if it is predictive. Health shows the same under `background`.
+        """
+        refresher = self._refresher
+        return {
+            "registered": self._warmth.wanted,
+            "warm": self._warmth.warm,
+            "budget": self._pace.report(),
+            "refresher": None if refresher is None else refresher.report(),
+        }
+
     async def stop(self, timeout: float | timedelta = 5.0) -> None:
         """End the background refresh; loads that somebody else waits for go on.
 

@@ -28,6 +28,7 @@ QUESTIONS: Final = (
     "memory",
     "growth",
     "gc_pause",
+    "freshness",
 )
 
 RESULTS: Final = ROOT / "benchmarks" / "results"

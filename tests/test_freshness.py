@@ -5,6 +5,7 @@ import itertools
 import random
 import threading
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -733,30 +734,50 @@ def test_who_would_wait_in_vain_takes_the_stale_value_at_once(clock: VirtualCloc
     run_virtual(main(), clock)
 
 
+@pytest.mark.parametrize("kept", [10, 100])
 def test_a_stale_value_that_grows_too_old_while_its_caller_waits_is_not_taken(
-    clock: VirtualClock,
+    clock: VirtualClock, kept: float
 ) -> None:
-    """Its window ends at 10 s; the caller's patience, too late, at 12."""
+    """The caller's window ends at 10 s; its patience, too late, at 12."""
 
     async def main() -> None:
-        cache = AsyncSafeCache(clock=clock)
+        cache = AsyncSafeCache(clock=clock, default_ttl=10, stale_if_error=kept)
         load = Loader("old", "new", seconds=0)
-        options: dict[str, Any] = {"ttl": 10, "stale_if_error": 10, "soft_timeout": 4}
-        await cache.get_or_load("key", load, **options)
+        options: dict[str, Any] = {"stale_if_error": 10, "soft_timeout": 4}
+        await cache.get_or_load("key", load)
         clock.advance(18)
         begun, load.seconds = clock.now, 6
         assert (await cache.get_or_load("key", load, **options), clock.now) == ("new", begun + 6)
+        load.seconds = 0
+        await cache.expire("key")
+        await cache.get_or_load("key", load)
         clock.advance(18)
         load.results, load.seconds = (*load.results, Down()), 6
         with pytest.raises(Down):
             await cache.get_or_load("key", load, **options)
-        assert (load.calls, cache.stats().stale_served) == (3, 0)
-        assert cache.stats().calls == 3
+        assert (load.calls, cache.stats().stale_served) == (4, 0)
+        assert cache.stats().calls == 4
 
     run_virtual(main(), clock)
 
 
 # -- error_backoff
+
+
+@HOW
+def test_who_waits_tries_again_at_once_unless_told_otherwise(clock: VirtualClock, how: str) -> None:
+    """An origin that is back is noticed by the next caller."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        load = Loader("old", Down(), Down(), "new")
+        call = calling(cache, load, how, ttl=10, stale_if_error=1000)[0]
+        await call()
+        clock.advance(10)
+        assert [await call(), await call(), await call()] == ["old", "old", "new"]
+        assert load.calls == 4
+
+    run_virtual(main(), clock)
 
 
 @HOW
@@ -772,6 +793,8 @@ def test_a_failing_origin_is_left_alone_longer_after_each_failure(
         options: dict[str, Any] = {"ttl": 10, option: 1000}
         if option == "refresh_ahead":
             options = {"ttl": 1000, option: 0.01}
+        if option == "stale_if_error":
+            options["error_backoff"] = 1
         call = calling(cache, load, how, **options)[0]
         await call()
         clock.advance(10)
@@ -829,12 +852,15 @@ def test_without_a_value_or_a_backoff_each_call_tries(clock: VirtualClock) -> No
 def test_within_the_backoff_a_reader_that_wants_no_stale_value_tries(clock: VirtualClock) -> None:
     async def main() -> None:
         cache = AsyncSafeCache(clock=clock)
-        load = Loader("old", Down(), "new")
         options: dict[str, Any] = {"ttl": 10, "stale_if_error": 100, "error_backoff": 60}
-        await cache.get_or_load("key", load, **options)
-        clock.advance(10)
-        assert await cache.get_or_load("key", load, **options) == "old"
-        assert await cache.get_or_load("key", load, ttl=10) == "new"
+        for wanted in ({}, {"stale_if_error": 5}, {"stale_while_revalidate": 5}):
+            load = Loader("old", Down(), "new")
+            await cache.get_or_load("key", load, **options)
+            clock.advance(15)
+            assert await cache.get_or_load("key", load, **options) == "old"
+            assert await cache.get_or_load("key", load, **options) == "old"
+            assert await cache.get_or_load("key", load, ttl=10, **wanted) == "new"
+            await cache.delete("key")
 
     run_virtual(main(), clock)
 
@@ -1100,3 +1126,98 @@ def test_what_needs_a_task_is_refused_for_a_def_and_no_default_of_a_cache_is(
     assert f(1) == 1
     clock.advance(0.5)
     assert f(1) == 2, "it waits for its load, as if the option were not there"
+
+
+# -- the page
+
+
+def in_words(outcome: Outcome) -> str:
+    """Return a cell as docs/freshness.md says it."""
+    answer = "its error" if outcome.answer == "Down" else outcome.answer
+    when = f"after {outcome.waited:g} s" if outcome.waited else "at once"
+    changed = outcome.left == "new" and outcome.answer == "old"
+    return f"{answer} {when}{', then new' if changed else ''}"
+
+
+def test_the_page_says_what_each_caller_gets() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "freshness.md").read_text(encoding="utf-8")
+    section = page.partition("## What each caller gets")[2].partition("\n- **")[0]
+    for name, value in OPTIONS.items():
+        assert f"{name}={value:g}" in section
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"]
+    told = {row[0].replace("`", ""): tuple(row[1:]) for row in rows[2:]}
+    assert told == {state: tuple(map(in_words, row)) for state, row in TABLE.items()}
+
+
+# -- all of it at once
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_in_a_storm_nobody_waits_too_long_or_gets_what_is_too_old(
+    clock: VirtualClock, seed: int
+) -> None:
+    """Callers with options of all kinds, and an origin that is slow, fails and hangs by chance."""
+    chance = random.Random(seed)
+
+    async def origin() -> float:
+        """Return when it ended: the age of what a caller gets can be told."""
+        whim = chance.random()
+        if whim < 0.1:
+            await asyncio.get_running_loop().create_future()
+        await asyncio.sleep(chance.choice([0, 0.5, 3, 12]))
+        if whim < 0.4:
+            raise Down
+        return clock.now
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock, load_timeout=20)
+        served = errors = 0
+
+        async def caller() -> None:
+            nonlocal served, errors
+            await asyncio.sleep(chance.uniform(0, 300))
+            key = chance.randrange(4)
+            options: dict[str, Any] = {
+                name: value
+                for name, value in (
+                    ("stale_while_revalidate", chance.choice([None, 5, 40])),
+                    ("stale_if_error", chance.choice([None, 10, 100])),
+                    ("refresh_ahead", chance.choice([None, 0.5, "auto"])),
+                    ("hard_timeout", chance.choice([None, 2, 6])),
+                    ("on_abandon", chance.choice([None, "finish", "cancel"])),
+                )
+                if value is not None
+            }
+            window = max(options.get("stale_while_revalidate", 0), options.get("stale_if_error", 0))
+            if window and chance.random() < 0.5:
+                options["soft_timeout"] = 1
+            held = (await cache.lookup(key)).value
+            begun = clock.now
+            try:
+                value = await cache.get_or_load(key, origin, ttl=10, **options)
+            except (Down, LoadTimeoutError):
+                errors += 1
+                left = await cache.lookup(key)
+                assert not (left.stale and clock.now < left.value + 10 + window), "it is held"
+            else:
+                served += 1
+                assert clock.now < value + 10 + window, "too old"
+                assert value >= (held if isinstance(held, float) else 0), "older than was known"
+            assert clock.now - begun < options.get("hard_timeout", 60) + 0.001
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(400):
+                group.create_task(caller())
+        assert served + errors == 400
+        assert served > 200
+        stats = cache.stats()
+        assert stats.calls == 800 + errors, "each lookup is one, too"
+        assert min(stats.stale_served, stats.load_timeouts, stats.load_errors, stats.hits) > 0
+        assert stats.overlapping_loads == 0
+        await asyncio.sleep(30)
+        assert cache._engine.flights.running == {}
+        assert len(asyncio.all_tasks()) == 1
+        loop: Any = asyncio.get_running_loop()
+        assert [each for each in loop._scheduled if not each.cancelled()] == []
+
+    run_virtual(main(), clock)

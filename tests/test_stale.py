@@ -1,10 +1,8 @@
 """Values that are kept past their ttl: where they may be seen, and what takes them away."""
 
 import asyncio
-import gc
 import math
 import random
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +13,7 @@ from hypothesis import strategies as st
 
 from async_safe_cache import MISSING, AsyncSafeCache, MissReason, race_safe_cached
 
-from .virtual import Loader, VirtualClock, VirtualLoop, at_once, run_virtual, settle
+from .virtual import Loader, VirtualClock, VirtualLoop, run_virtual, settle
 
 
 class Down(Exception):
@@ -890,7 +888,7 @@ def test_bounds_hold_whatever_is_kept(
     clock: VirtualClock, policy: Any, bounds: dict[str, int]
 ) -> None:
     """Stale and fresh values, written, read, expired and cleared by chance; swept now and then."""
-    chance = random.Random(7)  # noqa: S311 - a script, not a secret
+    chance = random.Random(7)
 
     async def main() -> None:
         cache = AsyncSafeCache(clock=clock, policy=policy, **bounds)
@@ -925,3 +923,49 @@ def test_bounds_hold_whatever_is_kept(
         assert (len(cache), cache.memory_bytes, cache._engine.store.stale) == (0, 0, 0)
 
     run_virtual(main(), clock)
+
+
+def test_threads_with_loops_of_their_own_share_one_load_behind() -> None:
+    """Real time and real threads: never two loads of a key at once, each call counted once."""
+    cache = AsyncSafeCache()
+    running: dict[int, int] = dict.fromkeys(range(3), 0)
+    most = loads = 0
+
+    @race_safe_cached(cache, ttl=0.002, stale_while_revalidate=math.inf, on_abandon="finish")
+    async def f(x: int) -> int:
+        nonlocal most, loads
+        running[x] += 1
+        most = max(most, running[x])
+        loads += 1
+        await asyncio.sleep(0.001)
+        running[x] -= 1
+        return x
+
+    async def main() -> None:
+        for number in range(300):
+            assert await f(number % 3) == number % 3
+            if number % 10 == 0:
+                await asyncio.sleep(0.001)
+        while cache._engine.flights.running:  # a loop that ends would end its loads
+            await asyncio.sleep(0.001)
+
+    failures: list[BaseException] = []
+
+    def thread() -> None:
+        try:
+            asyncio.run(main())
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=thread) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(60)
+    assert failures == []
+    assert most == 1
+    stats = cache.stats()
+    assert stats.calls == 1200
+    assert stats.loads == loads
+    assert (stats.overlapping_loads, stats.load_errors) == (0, 0)
+    assert stats.stale_served > 0

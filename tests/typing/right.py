@@ -1,19 +1,24 @@
 """Right uses: both type checkers accept every line."""
 
 from collections.abc import Callable, Coroutine, Mapping
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, assert_type
 
 from async_safe_cache import (
     MISSING,
     AsyncSafeCache,
+    CacheWarmingStrategy,
     FunctionInfo,
     Key,
     LoadContext,
     Lookup,
+    WarmingReport,
     get_async_safe_cache,
     race_safe_cached,
 )
+
+tenant: ContextVar[str] = ContextVar("tenant")
 
 cache = AsyncSafeCache("typing", default_ttl=timedelta(minutes=1), max_entries=10)
 
@@ -40,6 +45,25 @@ def row_key(connection: object, number: int) -> int:
 @race_safe_cached(cache, "row", key=row_key)
 async def row(connection: object, number: int) -> tuple[int, ...]:
     return (number,)
+
+
+@race_safe_cached(
+    cache,
+    "quote",
+    ttl=30,
+    stale_while_revalidate=timedelta(minutes=5),
+    stale_if_error=3600,
+    refresh_ahead="auto",
+    soft_timeout=0.1,
+    hard_timeout=1,
+    load_timeout=5,
+    copy="deep",
+    skip=lambda value: value is None,
+    vary_on=[tenant],
+    context="isolated",
+)
+async def quote(symbol: str) -> float | None:
+    return float(len(symbol))
 
 
 @race_safe_cached
@@ -137,6 +161,20 @@ async def main() -> None:
         await cache.get_or_load_many([1], lambda absent: dict.fromkeys(absent, 1.5)),
         dict[int, float],
     )
+    assert_type(
+        await cache.get_or_load(
+            "key", fetch, ttl=30, stale_if_error=60, refresh_ahead=0.8, propagate=tenant
+        ),
+        int,
+    )
+    assert_type(await quote("a"), float | None)
+    warming = CacheWarmingStrategy(cache, concurrency=4, rate=10)
+    assert_type(warming.register(price, [("a",), {"symbol": "b"}], every=30, jitter=0.1), int)
+    warming.register(["a", "b"], fetch_with, at=["09:30", "16:00"], ttl=60, stale_if_error=600)
+    report = await warming.warm(progress=lambda done, total: print(done, total))
+    assert_type(report, WarmingReport)
+    print(report.loaded, report.skipped.items(), report.failed.items(), report.seconds)
+    assert_type(await cache.wait_warm(min_ratio=0.9, timeout=timedelta(seconds=5)), bool)
     found = await cache.lookup("key")
     assert_type(found, Lookup[Any])
     if found.value is not MISSING:
