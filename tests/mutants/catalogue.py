@@ -2630,8 +2630,8 @@ oldest = next(iter(self._order), None)
         line="§11",
         what="A refresh that failed is tried again by the very next reader.",
         file="_landing.py",
-        old="facts.retry = now + delay(options.error_backoff, max(1, facts.failures))",
-        new="facts.retry = now",
+        old='facts.retry = now + delay(first, max(1, facts.failures))',
+        new='facts.retry = now',
         found_by=(),
     ),
     Mutant(
