@@ -185,7 +185,7 @@ class Background:
             except Exception as error:  # noqa: BLE001 - whatever fails, the job must go on
                 self.errors += 1
                 self.failing += 1
-                self.last_error = type(error).__name__
+                self.last_error = type(_cause(error)).__name__
                 if self.failing == 1:
                     _log.warning(
                         "the %s failed with %s; it is tried again in %s s",
@@ -208,6 +208,15 @@ class Background:
             "last_success_age": None if success is None else max(0.0, now - success),
             **details,
         }
+
+
+def _cause(error: Exception) -> Exception:
+    """Return what failed first of what a task group tells of."""
+    cause: BaseException = error
+    while isinstance(cause, BaseExceptionGroup):
+        members: tuple[BaseException, ...] = cause.exceptions  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        cause = members[0]
+    return cause if isinstance(cause, Exception) else error
 
 
 def _cancel(task: asyncio.Task[None]) -> None:

@@ -162,8 +162,7 @@ class Engine:
         self._lock = store.lock
         self.journals: set[Journal] = set()  # bounded by the loads that ask for one
         self.guards = Guards(self.flights, store.lock)
-        # Not in the stubs, but what threading.Condition asks every RLock.
-        self._is_mine: Callable[[], bool] = cast("Any", store.lock)._is_owned
+        self._is_mine = store.is_mine
         _engines.add(ref(self, _engines.discard))
 
     # -- small parts

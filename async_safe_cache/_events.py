@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import Context
 from inspect import iscoroutine, iscoroutinefunction
-from typing import Any, Final, Protocol, cast, final
+from typing import Any, Final, Protocol, final
 
 from ._entries import Namespace
 from ._keys import PLAIN, DataKey, Key
@@ -41,6 +41,7 @@ class _Source(Protocol):
 
     lock: threading.RLock
     events: "Events | None"
+    is_mine: Callable[[], bool]
 
 
 @final
@@ -83,8 +84,7 @@ class Events:
         # Bounded by the subscriptions.
         self._listeners: dict[str, _Listeners] = dict.fromkeys(EVENTS, ())
         self._here = _Here()
-        # Not in the stubs, but what threading.Condition asks every RLock.
-        self._is_mine: Callable[[], bool] = cast("Any", store.lock)._is_owned
+        self._is_mine = store.is_mine
 
     def subscribe(self, event: str, callback: Callable[[Any], object]) -> Callable[[], None]:
         """Call *callback* with every record of *event* from now on; return what ends that."""

@@ -11,13 +11,17 @@ Off unless asked for: each hit then costs a call more.
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, final
+from typing import Any, Final, final
 
 from ._entries import Entry
+from ._fork import inherit
 from ._marks import Place
 from ._successors import Scores, Successors
 
 __all__ = ["Predictor"]
+
+PATIENCE: Final = 0.1
+"""Seconds that a report waits for reads, which take microseconds to be learned from."""
 
 _last: ContextVar[tuple[object, Place] | None] = ContextVar(
     "async_safe_cache_last_read", default=None
@@ -52,7 +56,9 @@ class Predictor:
         self._clock = clock
         self._least = least
         self._limit = limit
+        self._reported: dict[str, object] = {**self.scores.as_dict(), "states": 0}
         self._lock = threading.Lock()
+        inherit(self._forked, self._lock)
 
     def hit(self, entry: Entry) -> None:
         """See a hit; called by the compiled wrapper."""
@@ -62,7 +68,10 @@ class Predictor:
         """See a read of *place*. Runs no user code: it may be called under the store's lock."""
         before = _last.get()
         _last.set((self, place))
-        with self._lock:
+        # Not waited for: this may be a finaliser in the middle of a read of its own thread.
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
             if before is not None and before[0] is self:
                 self.model.learn(before[1], place)
             useful = self.scores.read(place)
@@ -72,15 +81,26 @@ class Predictor:
             wanted = [state for state, _ in likely if not _fresh(state, now)]
             for state in wanted:
                 self.scores.predicted(state)
+        finally:
+            self._lock.release()
         for state in wanted:
             self._ask(state)
 
     def report(self) -> dict[str, object]:
-        """Return how good the predictions are, JSON-ready."""
-        with self._lock:
-            scores: dict[str, object] = dict(self.scores.as_dict())
-            scores["states"] = len(self.model)
-        return scores
+        """Return how good the predictions are, JSON-ready; what was told last if they are busy."""
+        if self._lock.acquire(timeout=PATIENCE):
+            try:
+                self._reported = {**self.scores.as_dict(), "states": len(self.model)}
+            finally:
+                self._lock.release()
+        return dict(self._reported)
+
+    def _forked(self, torn: bool) -> tuple[object, ...]:
+        """Forget, in a forked child, what another thread had half learned."""
+        if torn:
+            self.model.clear()
+            self.scores = Scores()
+        return ()
 
 
 def _fresh(place: Place, now: float) -> bool:

@@ -85,9 +85,7 @@ class Scheduled:
             self.moment = self.at.next(wall())
 
     def late(self, now: float, wall: datetime | None) -> float:
-        """Return for how many seconds it has been due; negative: it is not yet, or not any more."""
-        if self.target.gone:
-            return -math.inf
+        """Return for how many seconds it has been due; negative: it is not yet."""
         late = now - self.due
         if self.moment is not None and wall is not None:
             late = max(late, (_aware(wall) - self.moment).total_seconds())
@@ -127,6 +125,7 @@ class Refresher:
         jitter: float,
         wall: Callable[[], datetime],
         warmed: Callable[[Target], object],
+        lost: Callable[[Target], object],
     ) -> None:
         self.cache = cache
         self.pace = pace
@@ -135,6 +134,7 @@ class Refresher:
         self.jitter = jitter
         self.wall = wall
         self.warmed = warmed
+        self.lost = lost
         self.predictor: Predictor | None = None
         self.scheduled: dict[Place, Scheduled] = {}
         self.job = Background(
@@ -224,6 +224,9 @@ class Refresher:
         for part in self._slices(scheduled):
             for each in part:
                 if isinstance(each, Scheduled):
+                    if each.target.gone:
+                        self.lost(each.target)
+                        continue
                     late, value = each.late(now, wall), each.target.priority
                     place, kind, deadline = each.target.place, _SCHEDULED, 0.0
                 else:
@@ -272,8 +275,11 @@ class Refresher:
             return -math.inf, 0.0, 0.0
         life = entry.deadline - entry.born
         ahead = min(life / 2, max(life / 10, 2 * (self.interval + call.seconds)))
+        late = now - (entry.deadline - ahead)
+        if late >= 0 and self._engine.peek(space, key, now) is None:
+            return -math.inf, 0.0, 0.0  # a remembered failure, or of another version
         value = (entry.used + call.reads(now)) * max(call.seconds, 0.001)
-        return now - (entry.deadline - ahead), value, entry.deadline
+        return late, value, entry.deadline
 
     def _take_predicted(self) -> None:
         """Put into the queue what was predicted and is not fresh."""

@@ -30,7 +30,7 @@ import threading
 from collections.abc import Callable, Collection
 from math import inf
 from operator import attrgetter
-from typing import Any, ClassVar, Final, final
+from typing import Any, ClassVar, Final, cast, final
 
 from ._entries import Entry, Facts, Kept, Namespace
 from ._events import Events
@@ -130,6 +130,7 @@ class Store:
             load with tags. To whoever looks it has grown with every write.
         tagged: Entries held, dead ones included, with more facts than a generation.
         stale: Entries held, dead ones included, past their deadline and kept still.
+        is_mine: Tells whether this very thread is inside the lock.
         off: Blocks that are open now, in which nothing is stored here.
         off_everywhere: Blocks that are open now, in which no store stores anything.
         popularity: Where reads are counted, call by call; None as long as nobody asks.
@@ -144,6 +145,8 @@ class Store:
         # Re-entrant: the collector may run a finaliser that calls the cache
         # back in the middle of a write; see AsyncSafeCache._guarded.
         self.lock = threading.RLock()
+        # Not in the stubs, but what threading.Condition asks every RLock.
+        self.is_mine: Callable[[], bool] = cast("Any", self.lock)._is_owned
         self.max_entries: float = inf if max_entries is None else max_entries
         self.max_bytes: float = inf if max_bytes is None else max_bytes
         self.policy: PolicyName = policy

@@ -283,10 +283,10 @@ class KeyOptions(LoadOptions, total=False):
     vary_on: ContextVar[Any] | Sequence[ContextVar[Any]] | Unset
 
 
-def check_known(caller: str, given: Mapping[str, object], options: type) -> None:
+def check_known(caller: str, given: Mapping[str, object], options: Any) -> None:
     """Raise TypeError for what is *given* to *caller* and is none of its *options*, a TypedDict."""
-    kind: Any = options
-    for name in given.keys() - kind.__optional_keys__:
+    known: frozenset[str] = options.__optional_keys__
+    for name in given.keys() - known:
         raise TypeError(f"{caller}() got an unexpected keyword argument {name!r}")
 
 

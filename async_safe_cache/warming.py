@@ -380,9 +380,11 @@ class CacheWarmingStrategy:
             except Exception as caught:  # noqa: BLE001 - reported, with its key
                 error = caught
             run.conclude(target, why, error)
-            await anyio.lowlevel.checkpoint()  # what needs no await must not hold up the loop
+            if why == "gone":
+                self._lost(target)
             if error is None and why in (None, "fresh"):
                 self._found_warm(target)
+            await anyio.lowlevel.checkpoint()  # what needs no await must not hold up the loop
 
     async def _load_one(self, target: Target) -> str | None:
         """Load one call; return why it was not loaded, or not stored."""
@@ -403,6 +405,14 @@ class CacheWarmingStrategy:
         if entry is None:
             return "no room" if self._crowded(target) else "not stored"
         return None if entry.value is value else "fresh"
+
+    def _lost(self, target: Target) -> None:
+        """Let go of a target that can never be loaded again: nobody is to wait for it."""
+        if self._targets.get(target.place) is target:
+            del self._targets[target.place]
+            self._scheduled.pop(target.place, None)
+            self._warmth.wanted -= 1
+            self._warmth.warm -= target.warm
 
     def _crowded(self, target: Target) -> bool:
         store = self.cache._engine.store
@@ -472,6 +482,7 @@ class CacheWarmingStrategy:
             jitter=self._stagger,
             wall=self._wall,
             warmed=self._found_warm,
+            lost=self._lost,
         )
         refresher.scheduled = self._scheduled
         if predictive and popularity is not None:

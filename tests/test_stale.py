@@ -2,22 +2,14 @@
 
 import asyncio
 import math
-import random
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from async_safe_cache import MISSING, AsyncSafeCache, MissReason, race_safe_cached
 
-from .virtual import Loader, VirtualClock, VirtualLoop, run_virtual, settle
-
-
-class Down(Exception):
-    """What the origin raises."""
+from .fickle import Down
+from .virtual import Loader, VirtualClock, run_virtual, settle
 
 
 async def kept(cache: AsyncSafeCache, key: object, value: object = "old", **options: Any) -> None:
@@ -51,48 +43,6 @@ def test_a_value_may_be_kept_for_ever(clock: VirtualClock) -> None:
         assert len(cache) == 1
         assert await cache.delete("key") == 0
         assert await seen(cache, "key") is MissReason.DELETED
-
-    run_virtual(main(), clock)
-
-
-# -- what takes it away
-
-
-def test_a_value_that_expires_twice_is_still_kept(clock: VirtualClock) -> None:
-    """Two webhooks say the same: the second one found a stale value, and removed it."""
-
-    async def main() -> None:
-        cache = AsyncSafeCache(clock=clock)
-        await kept(cache, "key")
-        assert await cache.expire("key") == 1
-        clock.advance(5)
-        assert await cache.expire("key") == 0, "it is stale already"
-        assert await seen(cache, "key") == "old"
-        clock.advance(15)  # 20 s after the first time
-        assert await seen(cache, "key") is MissReason.EXPIRED
-
-    run_virtual(main(), clock)
-
-
-# -- bounds
-
-
-def test_what_is_kept_no_more_leaves_before_what_is_fresh(clock: VirtualClock) -> None:
-    """One write needs the room of many: it freed four, then evicted fresh ones."""
-
-    async def main() -> None:
-        cache = AsyncSafeCache(clock=clock, max_memory_bytes=60_000, weigher=lambda value: value)
-        for number in range(10):
-            await cache.set(("fresh", number), 1_000)
-        for number in range(15):
-            await kept(cache, ("kept", number), 1_000)
-        clock.advance(15)
-        await cache._sweep()  # they are stale, and kept
-        clock.advance(20)
-        await cache.set("large", 25_000)
-        stats = cache.stats()
-        assert stats.evictions == 0
-        assert len(cache) == 11
 
     run_virtual(main(), clock)
 
@@ -159,7 +109,23 @@ def test_a_decorated_function_says_that_it_has_no_fresh_value(clock: VirtualCloc
     run_virtual(main(), clock)
 
 
-# -- what takes it away, again
+# -- what takes it away
+
+
+def test_a_value_that_expires_twice_is_still_kept(clock: VirtualClock) -> None:
+    """Two webhooks say the same: the second one found a stale value, and removed it."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock)
+        await kept(cache, "key")
+        assert await cache.expire("key") == 1
+        clock.advance(5)
+        assert await cache.expire("key") == 0, "it is stale already"
+        assert await seen(cache, "key") == "old"
+        clock.advance(15)  # 20 s after the first time
+        assert await seen(cache, "key") is MissReason.EXPIRED
+
+    run_virtual(main(), clock)
 
 
 async def delete(cache: AsyncSafeCache) -> None:
@@ -446,7 +412,27 @@ def test_a_touched_value_is_kept_from_its_new_deadline_on(clock: VirtualClock) -
     run_virtual(main(), clock)
 
 
-# -- bounds, again
+# -- bounds
+
+
+def test_what_is_kept_no_more_leaves_before_what_is_fresh(clock: VirtualClock) -> None:
+    """One write needs the room of many: it freed four, then evicted fresh ones."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock, max_memory_bytes=60_000, weigher=lambda value: value)
+        for number in range(10):
+            await cache.set(("fresh", number), 1_000)
+        for number in range(15):
+            await kept(cache, ("kept", number), 1_000)
+        clock.advance(15)
+        await cache._sweep()  # they are stale, and kept
+        clock.advance(20)
+        await cache.set("large", 25_000)
+        stats = cache.stats()
+        assert stats.evictions == 0
+        assert len(cache) == 11
+
+    run_virtual(main(), clock)
 
 
 def test_a_stale_value_counts_against_the_bounds_and_leaves_as_the_least_recently_used(
@@ -591,381 +577,48 @@ def test_a_clear_of_everything_leaves_nothing_stale(clock: VirtualClock) -> None
     run_virtual(main(), clock)
 
 
-# -- several loops
+# -- whatever stored it
 
 
-@pytest.fixture
-def other(clock: VirtualClock) -> Iterator[VirtualLoop]:
-    """Return a loop that runs when it is told to, and is left without a clean-up."""
-    loop = VirtualLoop(clock)
-    yield loop
-    if not loop.is_closed():
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(settle())
-        loop.close()
-
-
-def abandon(loop: VirtualLoop) -> None:
-    """Close *loop* as nobody should: its tasks neither end nor are cancelled."""
-    for task in asyncio.all_tasks(loop):
-        task._log_destroy_pending = False  # type: ignore[attr-defined]
-    loop.close()
-
-
-BEHIND = pytest.mark.parametrize(
-    ("options", "age"),
-    [
-        pytest.param({"stale_while_revalidate": math.inf}, 12, id="stale_while_revalidate"),
-        pytest.param({"refresh_ahead": 0.01}, 1, id="refresh_ahead"),
-    ],
+@pytest.mark.parametrize(
+    "how", ["set", "set_many", "transaction", "update", "many", "extra", "loaded", "function"]
 )
-
-
-@BEHIND
-@pytest.mark.parametrize("end", ["closed", "stopped", "in turns"])
-def test_a_load_behind_in_a_loop_that_died_is_begun_again_elsewhere(
-    clock: VirtualClock, other: VirtualLoop, options: dict[str, Any], age: float, end: str
+def test_a_value_is_kept_as_the_cache_says_whatever_stored_it(
+    clock: VirtualClock, how: str
 ) -> None:
-    """Nobody waits for it, so nobody looked if its loop was alive: the value stayed for ever.
-
-    A loop that runs in short turns, though, is not dead.
-    """
-    cache = AsyncSafeCache(clock=clock)
-    load = Loader("old", "behind", "new", seconds=0)
-
-    @race_safe_cached(cache, ttl=1000, **options)
-    async def f(x: int) -> Any:
-        return await load()
-
-    async def begin() -> None:
-        await f(1)
-        clock.advance(1000 if "refresh_ahead" not in options else 100)
-        load.seconds = 5000
-        assert await f(1) == "old"
-        await settle()
-        load.seconds = 0
-
-    other.run_until_complete(begin())
-    assert load.calls == 2
-    if end == "closed":
-        abandon(other)
-
     async def main() -> None:
-        answers = []
-        for _ in range(8):
-            answers.append(await f(1))
-            await settle()
-            clock.advance(0.5)
-            if end == "in turns":
-                turn = threading.Thread(target=other.run_until_complete, args=(settle(1),))
-                turn.start()
-                turn.join(30)
-        if end == "in turns":
-            assert (set(answers), load.calls) == ({"old"}, 2)
-            return
-        assert answers[-1] == "new"
-        assert load.calls == 3
-        # Closed: at once, or when a hit looks again; stopped: at the second look, a second later.
-        assert 1 <= answers.index("new") <= (3 if end == "closed" else 6)
-        assert cache._engine.flights.running == {}
-        assert cache.stats().overlapping_loads == 0
+        cache = AsyncSafeCache(clock=clock, default_ttl=10, stale_if_error=20)
+        key: Any = "key"
+        if how == "set":
+            await cache.set(key, "old")
+        elif how == "set_many":
+            await cache.set_many({key: "old"})
+        elif how == "transaction":
+            async with cache.transaction() as tx:
+                tx.set(key, "old")
+        elif how == "update":
+            await cache.set(key, "older")
+            await cache.update(key, lambda value: "old")
+        elif how == "many":
+            await cache.get_or_load_many([key], lambda keys: dict.fromkeys(keys, "old"))
+        elif how == "extra":
+            await cache.get_or_load_many(
+                ["other"], lambda keys: {"other": 1, key: "old"}, store_extras=True
+            )
+        elif how == "loaded":
+            await cache.get_or_load(key, lambda: "old")
+        else:
+
+            @race_safe_cached(cache)
+            async def f(x: int) -> str:
+                return "old"
+
+            await f(1)
+            key = cache.key_for(f, 1)
+        clock.advance(29)
+        assert await seen(cache, key) == "old"
+        assert await cache.get_or_load(key, Loader(Down())) == "old"
+        clock.advance(1)
+        assert await seen(cache, key) is MissReason.EXPIRED
 
     run_virtual(main(), clock)
-
-
-@BEHIND
-def test_a_stale_read_in_one_loop_leaves_the_refresh_to_another(
-    clock: VirtualClock, options: dict[str, Any], age: float
-) -> None:
-    """Two threads, each with a loop of its own: one load, and both see what it brings."""
-    cache = AsyncSafeCache(clock=clock)
-    inside, go_on = threading.Event(), threading.Event()
-    loads = 0
-
-    @race_safe_cached(cache, ttl=10, **options)
-    async def f(x: int) -> int:
-        nonlocal loads
-        loads += 1
-        if loads == 2:
-            inside.set()
-            while not go_on.is_set():
-                await asyncio.sleep(0.001)
-        return loads
-
-    async def first() -> int:
-        assert await f(1) == 1
-        await asyncio.to_thread(go_on.wait, 30)
-        while cache.stats().loads < 2:
-            await asyncio.sleep(0.001)
-        return await f(1)
-
-    asyncio.run(f(1))  # type: ignore[arg-type]
-    clock.advance(age)
-    answers: list[int] = []
-    thread = threading.Thread(target=lambda: answers.append(asyncio.run(first())))
-    thread.start()
-    assert inside.wait(30)
-
-    async def second() -> None:
-        assert [await f(1) for _ in range(3)] == [1, 1, 1]
-        assert loads == 2
-        go_on.set()
-        while cache.stats().loads < 2:
-            await asyncio.sleep(0.001)
-        assert await f(1) == 2
-
-    asyncio.run(second())
-    thread.join(30)
-    assert answers == [2]
-    stats = cache.stats()
-    assert (stats.hits, stats.misses, stats.coalesced, loads) == (6, 1, 0, 2)
-
-
-# -- a plain model
-
-
-class Model:
-    """What must be seen of kept values, in plain Python: one row a key, expiry by comparison."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, tuple[int, float, float]] = {}  # value, deadline, window
-        self.gone: dict[str, MissReason] = {}
-
-    def see(self, key: str, now: float) -> tuple[str, object]:
-        """Return "fresh" or "stale" with the value, or "gone" with the reason."""
-        value, deadline, window = self.rows.get(key, (0, 0.0, -math.inf))
-        if now < deadline:
-            return "fresh", value
-        if now < deadline + window:
-            return "stale", value
-        if key in self.rows:
-            return "gone", MissReason.EXPIRED
-        return "gone", self.gone.get(key, MissReason.ABSENT)
-
-    def store(self, key: str, value: int, ttl: float | None, window: float, now: float) -> None:
-        self.rows[key] = value, math.inf if ttl is None else now + ttl, window
-
-    def remove(self, key: str, reason: MissReason, now: float) -> bool:
-        state = self.see(key, now)[0]
-        if self.rows.pop(key, None) is not None:
-            self.gone[key] = MissReason.EXPIRED if state == "gone" else reason
-        return state == "fresh"
-
-    def expire(self, key: str, now: float) -> bool:
-        value, deadline, window = self.rows.get(key, (0, 0.0, 0.0))
-        if now < deadline < math.inf and window:
-            self.rows[key] = value, now, window
-            return True
-        return self.see(key, now)[0] == "fresh" and self.remove(key, MissReason.EXPIRED, now)
-
-    def touch(self, key: str, ttl: float | None, now: float) -> bool:
-        state = self.see(key, now)[0]
-        if state == "fresh":
-            value, _, window = self.rows[key]
-            self.store(key, value, ttl, window, now)
-        return state == "fresh"
-
-
-keys = st.sampled_from("abc")
-ttls = st.sampled_from([None, 0.5, 1.0, 3.0, 8.0])
-windows = st.sampled_from([0.0, 0.5, 2.0, 6.0, math.inf])
-steps = st.lists(
-    st.one_of(
-        st.tuples(st.just("load"), keys, ttls, windows, st.booleans()),
-        st.tuples(st.just("set"), keys, ttls),
-        st.tuples(st.just("delete"), keys),
-        st.tuples(st.just("expire"), keys),
-        st.tuples(st.just("touch"), keys, ttls),
-        st.tuples(st.just("invalidate")),
-        st.tuples(st.just("clear")),
-        st.tuples(st.just("advance"), st.sampled_from([0.25, 0.5, 1.0, 3.0, 9.0])),
-        st.tuples(st.just("sweep"), st.sampled_from([1, 2, 500])),
-    ),
-    max_size=30,
-)
-
-
-async def both(caches: list[AsyncSafeCache], call: Any) -> list[Any]:
-    return [await call(cache) for cache in caches]
-
-
-@settings(max_examples=120, deadline=None)
-@given(steps)
-def test_kept_values_are_seen_as_a_plain_model_says_whoever_sweeps_when(
-    script: list[tuple[Any, ...]],
-) -> None:
-    """Two caches: one is swept as the script says, the other never. Both agree with the model."""
-    clock = VirtualClock()
-    model = Model()
-    numbers = iter(range(10_000))
-
-    async def main() -> None:
-        caches = [AsyncSafeCache(clock=clock) for _ in range(2)]
-        for step in script:
-            name, now = step[0], clock.now
-            key = step[1] if len(step) > 1 else ""
-            if name == "advance":
-                clock.advance(step[1])
-            elif name == "sweep":
-                caches[0]._engine.sweep(now, step[1])
-            elif name == "load":
-                ttl, window, succeeds = step[2:]
-                value = next(numbers)
-                state, held = model.see(key, now)
-                options: dict[str, Any] = {"tags": "tag", "error_backoff": 0}
-                if ttl is not None and window:
-                    options["stale_if_error"] = window
-                own = window if ttl is not None else 0.0
-                expected: object = held
-                if state != "fresh":
-                    fits = state == "stale" and now < model.rows[key][1] + own
-                    if succeeds:
-                        model.store(key, expected := value, ttl, own, now)
-                    elif not fits:
-                        expected = "Down"
-
-                async def load(value: object = value if succeeds else Down()) -> object:
-                    if isinstance(value, Down):
-                        raise value
-                    return value
-
-                for cache in caches:
-                    try:
-                        answer: object = await cache.get_or_load(key, load, ttl=ttl, **options)
-                    except Down:
-                        answer = "Down"
-                    assert answer == expected, step
-            elif name == "set":
-                value = next(numbers)
-                for cache in caches:
-                    await cache.set(key, value, ttl=step[2])
-                model.store(key, value, step[2], 0.0, now)
-            elif name == "delete":
-                removed = model.remove(key, MissReason.DELETED, now)
-                assert await both(caches, lambda cache: cache.delete(key)) == [removed] * 2
-            elif name == "expire":
-                expired = model.expire(key, now)
-                assert await both(caches, lambda cache: cache.expire(key)) == [expired] * 2
-            elif name == "touch":
-                touched = model.touch(key, step[2], now)
-                assert await both(caches, lambda cache: cache.touch(key, step[2])) == [touched] * 2
-            elif name == "invalidate":
-                tagged = [each for each in model.rows if "tag" in tags_of(caches[1], each)]
-                for each in tagged:
-                    model.remove(each, MissReason.TAG_INVALIDATED, now)
-                for cache in caches:
-                    await cache.invalidate_tags("tag")
-            else:
-                for each in list(model.rows):
-                    fresh = model.see(each, now)[0] == "fresh"
-                    reason = MissReason.CLEARED if fresh else MissReason.EXPIRED
-                    model.remove(each, reason, now)
-                for cache in caches:
-                    await cache.clear()
-            for cache in caches:
-                cache.check()
-                assert len(cache) == sum(
-                    model.see(each, clock.now)[0] == "fresh" for each in model.rows
-                )
-                for each in "abc":
-                    found = await cache.lookup(each)
-                    state = "fresh" if found.hit else "stale" if found.stale else "gone"
-                    answer = found.reason if state == "gone" else found.value
-                    assert (state, answer) == model.see(each, clock.now), (step, each)
-
-    run_virtual(main(), clock)
-
-
-def tags_of(cache: AsyncSafeCache, key: str) -> tuple[str, ...]:
-    entry = cache._raw.data.get(key)
-    return () if entry is None else entry.tags
-
-
-@pytest.mark.parametrize("policy", ["lru", "s3fifo"])
-@pytest.mark.parametrize("bounds", [{"max_entries": 12}, {"max_memory_bytes": 15_000}])
-def test_bounds_hold_whatever_is_kept(
-    clock: VirtualClock, policy: Any, bounds: dict[str, int]
-) -> None:
-    """Stale and fresh values, written, read, expired and cleared by chance; swept now and then."""
-    chance = random.Random(7)
-
-    async def main() -> None:
-        cache = AsyncSafeCache(clock=clock, policy=policy, **bounds)
-        load, stale = Loader("value", "value", Down()), 0
-        for step in range(1500):
-            key = chance.randrange(30)
-            if chance.random() < 0.7:
-                window = chance.choice([None, 1, 5, 20])
-                load.calls = chance.randrange(3)
-                try:
-                    await cache.get_or_load(
-                        key, load, ttl=chance.choice([1, 3, 9]), stale_while_revalidate=window
-                    )
-                except Down:
-                    pass
-            elif chance.random() < 0.5:
-                await cache.expire(key)
-            elif chance.random() < 0.5:
-                await cache._sweep()
-            elif chance.random() < 0.05:
-                await cache.clear()
-            clock.advance(chance.random())
-            store = cache._engine.store
-            assert store.count <= bounds.get("max_entries", 1000)
-            assert cache.memory_bytes <= bounds.get("max_memory_bytes", 10**9)
-            stale = max(stale, store.stale)
-            if step % 25 == 0:
-                cache.check()
-        assert stale > 3, "or nothing was shown"
-        clock.advance(100)
-        await cache._sweep()
-        assert (len(cache), cache.memory_bytes, cache._engine.store.stale) == (0, 0, 0)
-
-    run_virtual(main(), clock)
-
-
-def test_threads_with_loops_of_their_own_share_one_load_behind() -> None:
-    """Real time and real threads: never two loads of a key at once, each call counted once."""
-    cache = AsyncSafeCache()
-    running: dict[int, int] = dict.fromkeys(range(3), 0)
-    most = loads = 0
-
-    @race_safe_cached(cache, ttl=0.002, stale_while_revalidate=math.inf, on_abandon="finish")
-    async def f(x: int) -> int:
-        nonlocal most, loads
-        running[x] += 1
-        most = max(most, running[x])
-        loads += 1
-        await asyncio.sleep(0.001)
-        running[x] -= 1
-        return x
-
-    async def main() -> None:
-        for number in range(300):
-            assert await f(number % 3) == number % 3
-            if number % 10 == 0:
-                await asyncio.sleep(0.001)
-        while cache._engine.flights.running:  # a loop that ends would end its loads
-            await asyncio.sleep(0.001)
-
-    failures: list[BaseException] = []
-
-    def thread() -> None:
-        try:
-            asyncio.run(main())
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=thread) for _ in range(4)]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join(60)
-    assert failures == []
-    assert most == 1
-    stats = cache.stats()
-    assert stats.calls == 1200
-    assert stats.loads == loads
-    assert (stats.overlapping_loads, stats.load_errors) == (0, 0)
-    assert stats.stale_served > 0

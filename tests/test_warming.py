@@ -25,7 +25,7 @@ from async_safe_cache._popularity import HALF_LIFE
 from async_safe_cache._store import ENTRY_OVERHEAD
 from async_safe_cache.outcomes import WarmingReport
 
-from .virtual import VirtualClock, run_virtual, settle
+from .virtual import VirtualClock, at_once, run_virtual, settle
 
 
 class Origin:
@@ -589,25 +589,29 @@ def test_nothing_that_is_read_makes_room_for_what_nobody_has_read(
     clock: VirtualClock, origin: Origin, policy: Any, bound: str
 ) -> None:
     async def main() -> None:
-        limit = 10 if bound == "max_entries" else 10 * ENTRY_OVERHEAD
-        cache = AsyncSafeCache(clock=clock, policy=policy, **{bound: limit})
+        limits = {"max_entries": 8, "max_memory_bytes": 8 * weight_of_one() + ENTRY_OVERHEAD - 1}
+        cache = AsyncSafeCache(clock=clock, policy=policy, **{bound: limits[bound]})
         warming = CacheWarmingStrategy(cache)
 
         @race_safe_cached(cache)
         async def price(symbol: int) -> str:
             return await origin.load(symbol, 0)
 
-        for symbol in range(10 if bound == "max_entries" else 8):
+        for symbol in range(8):
             await price(symbol)
-        held = len(cache)
         warming.register(range(100, 105), lambda context: origin.load(context.key))
         warming.register(price, [(symbol,) for symbol in range(200, 205)])
         origin.asked.clear()
         report = await warming.warm()
         assert set(conclusions(report).values()) == {"no room"}
         assert origin.asked == [], "nor is anything loaded that there is no room for"
-        assert len(cache) == held
+        assert len(cache) == 8
         assert cache.stats().evictions == 0
+
+    def weight_of_one() -> int:
+        cache = AsyncSafeCache(clock=clock)
+        at_once(cache.set(1, "value of 1"))
+        return cache.memory_bytes
 
     run_virtual(main(), clock)
 
@@ -693,6 +697,29 @@ def test_what_is_read_more_makes_room_for_itself(clock: VirtualClock, origin: Or
         assert cache.stats().evictions == 2
         held = [price.cache_contains(each) for each in ("hot", "warm", "cold")]  # type: ignore[attr-defined]
         assert held == [True, False, True], "the oldest of those that are read less has left"
+
+    run_virtual(main(), clock)
+
+
+def test_of_what_nobody_counts_the_reads_nothing_makes_room(
+    clock: VirtualClock, origin: Origin
+) -> None:
+    """A raw key may be read a thousand times a second: nothing is known of it."""
+
+    async def main() -> None:
+        cache = AsyncSafeCache(clock=clock, max_entries=2)
+        warming = CacheWarmingStrategy(cache)
+
+        @race_safe_cached(cache)
+        async def price(symbol: str) -> str:
+            return await origin.load(symbol, 0)
+
+        for _ in range(9):
+            await price("hot")
+        await cache.set("a", 1)
+        await cache.set("b", 2)
+        assert set(conclusions(await warming.warm_popular()).values()) == {"no room"}
+        assert await cache.get_many("ab") == {"a": 1, "b": 2}
 
     run_virtual(main(), clock)
 
