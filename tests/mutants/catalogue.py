@@ -3283,8 +3283,8 @@ oldest = next(iter(self._order), None)
         line="§11",
         what="The background refresh begins with what is read least and loads fastest.",
         file="_refresher.py",
-        old="        return now - (entry.deadline - ahead), value, entry.deadline",
-        new="        return now - (entry.deadline - ahead), -value, entry.deadline",
+        old='        return late, value, entry.deadline',
+        new='        return late, -value, entry.deadline',
         found_by=(),
     ),
     Mutant(
