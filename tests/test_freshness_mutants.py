@@ -56,6 +56,7 @@ def test_a_close_beside_a_stop_waits_for_the_refresh_too(clock: VirtualClock) ->
     async def main() -> None:
         cache = AsyncSafeCache(clock=clock)
         warming = await refreshing(cache, loading=False)
+        await cache._sweeper.stop(1)  # in that schedule it ended a step before the refresher
         stopping = asyncio.create_task(warming.stop())
         await asyncio.sleep(0)
         await cache.aclose()
