@@ -128,25 +128,8 @@ class Background:
         self.last_success = self._clock()
         self.failing = 0
 
-    async def stop(self, timeout: float) -> None:
-        """End the job; return when its task has ended, at most *timeout* seconds later.
-
-        So does a second caller: the first may have been cancelled while it waited.
-        """
-        with self._lock:
-            self.wanted = False
-            if self._task is not None:
-                self._ending.append(self._task)
-                self._task = None
-            self._ending = [
-                each for each in self._ending if not (each.done() or each.get_loop().is_closed())
-            ]
-            ending = tuple(self._ending)
-        for task in ending:
-            await self._end(task, timeout)
-
-    def abandon(self) -> None:
-        """End the job, unless that was asked for, and wait for nothing."""
+    def dismiss(self) -> None:
+        """Let the job end, in this very step; `stop` waits for that."""
         with self._lock:
             self.wanted = False
             task, self._task = self._task, None
@@ -154,6 +137,20 @@ class Background:
                 self._ending.append(task)
         if task is not None:
             _cancel(task)
+
+    async def stop(self, timeout: float) -> None:
+        """End the job; return when its task has ended, at most *timeout* seconds later.
+
+        So does a second caller: the first may have been cancelled while it waited.
+        """
+        self.dismiss()
+        with self._lock:
+            self._ending = [
+                each for each in self._ending if not (each.done() or each.get_loop().is_closed())
+            ]
+            ending = tuple(self._ending)
+        for task in ending:
+            await self._end(task, timeout)
 
     async def _end(self, task: asyncio.Task[None], timeout: float) -> None:
         here = asyncio.get_running_loop()
@@ -223,7 +220,7 @@ def _cause(error: Exception) -> Exception:
 
 
 def _cancel(task: asyncio.Task[None]) -> None:
-    """End *task* when its loop runs again."""
+    """End *task*, as soon as its loop runs."""
     try:
         task.get_loop().call_soon_threadsafe(task.cancel)
     except RuntimeError:

@@ -1082,21 +1082,18 @@ class AsyncSafeCache:
         deadline = loop.time() + check_seconds("timeout", timeout, zero=True)
         closing.shut(drain=drain)
         try:
-            try:
-                if drain:
-                    await closing.ended(lambda: engine.flights.running, deadline, threads=True)
-            finally:
-                # Also when the caller is cancelled: a cache half closed would be worse.
-                wreck = closing.finish()
-            if engine.state is State.OPEN:
-                return  # somebody opened it again meanwhile
-            for job in self._jobs():
-                await job.stop(max(0.0, deadline - loop.time()))
-        except BaseException:
-            # Also when it is part of a load, which was just cancelled with all others.
-            for job in self._jobs() if engine.state is State.CLOSED else ():
-                job.abandon()
-            raise
+            if drain:
+                await closing.ended(lambda: engine.flights.running, deadline, threads=True)
+        finally:
+            # Also when the caller is cancelled: a cache half closed would be worse.
+            wreck = closing.finish()
+            if self.closed:
+                for job in self._jobs():
+                    job.dismiss()
+        if not self.closed:
+            return  # somebody opened it again meanwhile
+        for job in self._jobs():
+            await job.stop(max(0.0, deadline - loop.time()))
         await closing.ended(lambda: engine.flights.running, deadline, threads=False)
         await closing.workers_ended(deadline)
         await emptied(wreck, engine.bury)

@@ -517,13 +517,15 @@ class CacheWarmingStrategy:
         }
 
     async def stop(self, timeout: float | timedelta = 5.0) -> None:
-        """End the background refresh; loads that somebody else waits for go on. Idempotent.
+        """End the background refresh; loads that somebody else waits for go on.
+
+        Idempotent: a second caller waits for the end, too.
 
         Args:
             timeout: Seconds that it may take.
         """
         seconds = check_seconds("timeout", timeout, zero=True)
-        refresher, self._refresher = self._refresher, None
+        refresher = self._refresher
         if refresher is None:
             return
         predictor, self._predictor = self._predictor, None
@@ -531,10 +533,11 @@ class CacheWarmingStrategy:
         # Unless another strategy predicts by now.
         if predictor is not None and popularity and popularity.observer == predictor.read:
             self.cache._functions.show_reads(None, None)
-        followers = self.cache._sweeper.followers
-        if refresher.job in followers:
-            followers.remove(refresher.job)
         await refresher.job.stop(seconds)
+        # Until here it follows: who closes the cache meanwhile waits for its end, too.
+        if self._refresher is refresher:
+            self._refresher = None
+            self.cache._sweeper.followers.remove(refresher.job)
 
     # -- over a restart
 

@@ -294,6 +294,11 @@ def test_the_same_seed_gives_the_same_runs(policy: Any) -> None:
     assert first == second
 
 
+def test_who_looks_again_and_again_does_not_starve_what_he_waits_for() -> None:
+    """As anyio does, when it cancels a group until all its tasks have ended."""
+    assert explore(two_by_two, schedules=100, policy="pct").schedules == 100
+
+
 def test_another_seed_gives_other_runs() -> None:
     prints = {explore(right, schedules=60, policy="random", seed=n).fingerprint for n in range(4)}
     assert len(prints) == 4

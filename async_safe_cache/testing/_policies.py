@@ -6,7 +6,8 @@ order; see `_loop`.
 
 Sources: PCT, Burckhardt et al., "A randomized scheduler with probabilistic
 guarantees of finding bugs" (2010); delay bounding, Emmi et al. (2011), of which
-the bound of `Exhaustive` is a form.
+the bound of `Exhaustive` is a form; fairness, Musuvathi and Qadeer, "Fair stateless
+model checking" (2008).
 """
 
 import asyncio
@@ -21,6 +22,9 @@ __all__ = ["Exhaustive", "Policy", "PolicyName", "Recorded", "alternating"]
 PolicyName = Literal["fifo", "random", "pct", "exhaustive"]
 
 Decisions = Sequence[tuple[int, int]]
+
+SPIN: Final = 50
+"""Times in a row that one goes before others who are ready: then it is what waits for them."""
 
 
 class Policy(Protocol):
@@ -123,6 +127,8 @@ class _Priorities:
         self._changes = changes
         self._of: dict[int, float] = {}  # bounded by the tasks of the run
         self._picks = 0
+        self._last = -1
+        self._in_a_row = 0
 
     def pick(self, ready: Sequence[asyncio.Handle]) -> int:
         of = self._of
@@ -135,8 +141,11 @@ class _Priorities:
             if priority > highest:
                 best, highest, owner = place, priority, number
         self._picks += 1
-        if self._picks in self._changes:
+        self._in_a_row = self._in_a_row + 1 if owner == self._last else 1
+        self._last = owner
+        if self._picks in self._changes or self._in_a_row >= SPIN:
             of[owner] = -float(self._picks)
+            self._in_a_row = 0
         return best
 
     def vary(self, options: int) -> int:

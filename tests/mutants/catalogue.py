@@ -191,12 +191,8 @@ MUTANTS = (
         line="§3.2",
         what="The load does not get a copy of the first caller's context: tracing loses its span.",
         file="_loads.py",
-        old="""\
-        context = copy_context()
-        context.run(current_flight.set, flight)""",
-        new="""\
-        context = type(copy_context())()
-        context.run(current_flight.set, flight)""",
+        old="context = isolated(options) if alone else copy_context()",
+        new="context = isolated(options) if alone else Context()",
         found_by=(
             "tests/test_survivors.py::test_a_load_sees_the_first_callers_context_and_changes_nobodys",
         ),
@@ -206,12 +202,8 @@ MUTANTS = (
         line="§3.2",
         what="A `def` that is refreshed in a worker thread does not see its caller's context.",
         file="_loads.py",
-        old="""\
-        context = copy_context()
-        thread = threading""",
-        new="""\
-        context = type(copy_context())()
-        thread = threading""",
+        old="context = copy_context() if flight.heat is None",
+        new="context = Context() if flight.heat is None",
         found_by=(
             "tests/test_survivors.py::test_a_refresh_of_a_def_in_a_thread_sees_its_callers_context",
         ),
@@ -221,14 +213,8 @@ MUTANTS = (
         line="§3.2",
         what="The load is noted in its caller's own context: who gave up is told of a recursion.",
         file="_loads.py",
-        old="""\
-        context = copy_context()
-        context.run(current_flight.set, flight)
-        running""",
-        new="""\
-        context = None
-        current_flight.set(flight)
-        running""",
+        old="        context = isolated(options) if alone else copy_context()\n        context.run(current_flight.set, flight)\n        running",
+        new="        context = None\n        current_flight.set(flight)\n        running",
         found_by=("tests/test_flights.py::test_who_gave_up_on_a_load_may_ask_again",),
     ),
     # -- §3.3 leaving
@@ -707,8 +693,10 @@ MUTANTS = (
         line="§3.7",
         what="The load's context does not name its flight: what it awaits is nobody's.",
         file="_loads.py",
-        old="context.run(current_flight.set, flight)",
-        new="pass",
+        old="""\
+        context.run(current_flight.set, flight)
+        running""",
+        new="        running",
         found_by=(
             "a_load_of_its_own_key_is_told_so",
             "tests/test_recursion.py::test_a_load_that_awaits_its_own_key_fails_at_once_for_all_who_wait",
@@ -754,8 +742,8 @@ MUTANTS = (
         line="§3.7",
         what="Loads begin inside each other without end: a long chain is taken for a recursion.",
         file="_loads.py",
-        old="eager = flight.depth % NESTED != NESTED - 1",
-        new="eager = True",
+        old="eager = not behind and flight.depth % NESTED != NESTED - 1",
+        new="eager = not behind",
         found_by=("tests/test_recursion.py::test_a_chain_of_five_hundred_loads_works",),
         since=(3, 12),
     ),
@@ -1162,8 +1150,8 @@ put, kind = landing.store.put, flight.load[0]
         line="§5",
         what="jitter= adds to the ttl: values are served past it.",
         file="_engine.py",
-        old="(1 - options.jitter * random.random())",
-        new="(1 + options.jitter * random.random())",
+        old="return ttl * (1 - jitter * random.random())",
+        new="return ttl * (1 + jitter * random.random())",
         found_by=("tests/test_cache.py::test_jitter_spreads_expiry_and_never_lengthens_it",),
     ),
     Mutant(
@@ -1171,8 +1159,14 @@ put, kind = landing.store.put, flight.load[0]
         line="§5",
         what="ttl=0 is accepted where it is given, and nothing is ever found again.",
         file="options.py",
-        old="if seconds <= 0:",
-        new="if seconds < 0:",
+        old="""\
+    if seconds <= 0:
+        raise ValueError(f"{name}={value!r} must be {meaning}")
+    return None""",
+        new="""\
+    if seconds < 0:
+        raise ValueError(f"{name}={value!r} must be {meaning}")
+    return None""",
         found_by=("tests/test_options.py::test_a_wrong_ttl_is_refused_everywhere",),
     ),
     Mutant(
@@ -1211,7 +1205,7 @@ put, kind = landing.store.put, flight.load[0]
         what="Without the sweeper nobody frees expired entries: they pile up.",
         file="_store.py",
         old="""\
-        if self._graves or now >= self._expiry.soonest:
+        if self._graves or now >= self._expiry.soonest or now >= self._kept.soonest:
             self.free(now, PER_WRITE, dropped)
         if self._graves or""",
         new="        if self._graves or",
@@ -1365,8 +1359,12 @@ put, kind = landing.store.put, flight.load[0]
         line="§6",
         what="A value larger than the bound evicts all others, and is stored above the bound.",
         file="_store.py",
-        old="if weight > self.max_bytes or self.max_entries < 1:",
-        new="if self.max_entries < 1:",
+        old="""\
+        if weight > self.max_bytes or self.max_entries < 1:
+            if old""",
+        new="""\
+        if self.max_entries < 1:
+            if old""",
         found_by=(
             "a_value_too_large_removes_the_older_one_and_nothing_else",
             "tests/test_store.py::test_a_value_larger_than_the_bound_is_not_stored_and_evicts_nothing",
@@ -1521,11 +1519,11 @@ put, kind = landing.store.put, flight.load[0]
         line="§6",
         what="Asking whether something is there renews its recency.",
         file="_cache.py",
-        old="        return default if entry is None else entry.value",
+        old="        return default if entry is None else entry.handed",
         new="""\
         if entry is not None:
             self._engine.store.order.touch(entry)
-        return default if entry is None else entry.value""",
+        return default if entry is None else entry.handed""",
         found_by=("tests/test_store.py::test_peek_changes_neither_recency_nor_statistics",),
     ),
     Mutant(
@@ -1634,8 +1632,8 @@ put, kind = landing.store.put, flight.load[0]
         line="§7",
         what="An expired entry that nobody has swept yet is reported as ABSENT.",
         file="_store.py",
-        old="if key in space.data:",
-        new="if False:",
+        old="        if key in space.data:\n            return MissReason.EXPIRED\n",
+        new="",
         found_by=(
             "every_read_keeps_to_the_clock",
             "tests/test_survivors.py::test_an_expired_entry_that_nobody_freed_is_a_miss_by_expiry",
@@ -1658,8 +1656,8 @@ put, kind = landing.store.put, flight.load[0]
         line="§7",
         what="A delete of what had expired already is reported as DELETED.",
         file="_store.py",
-        old="cause if fresh else RemovalCause.EXPIRED, dropped)",
-        new="cause, dropped)",
+        old="self._unlink(entry, cause if held else _EXPIRED, dropped)",
+        new="self._unlink(entry, cause, dropped)",
         found_by=(
             "a_miss_tells_the_truth_whoever_freed_the_memory",
             "tests/test_store.py::test_the_store_answers_as_a_plain_model_does_over_many_operations",
@@ -1802,14 +1800,14 @@ with self._lock:
         what="A plain `def` runs under the lock: nobody reads while it does.",
         file="_loads.py",
         old="""\
-        token = current_flight.set(flight)
-        try:
-            value = call(*arguments)""",
+            else:
+                value = call(*arguments)
+        except""",
         new="""\
-        token = current_flight.set(flight)
-        try:
-            with self._lock:
-                value = call(*arguments)""",
+            else:
+                with self._lock:
+                    value = call(*arguments)
+        except""",
         found_by=(
             "tests/test_survivors.py::test_while_the_users_code_runs_another_thread_gets_into_the_cache",
         ),
@@ -2055,8 +2053,8 @@ with self._lock:
         file="_loads.py",
         old="""\
             counted = True
-            timer = None""",
-        new="            timer = None",
+            timer = alarm = None""",
+        new="            timer = alarm = None",
         found_by=(
             "nobody_joins_a_load_that_is_being_cancelled",
             "tests/test_survivors.py::test_who_waits_out_a_clean_up_and_then_loads_is_one_call",
@@ -2191,7 +2189,7 @@ oldest = next(iter(self._order), None)
         file="_flights.py",
         old="""\
         self._registry, self._apart, self.running = {}, {}, {}
-        self.overlapping = 0
+        self.overlapping = self.hung = 0
         return flights""",
         new="        return flights",
         found_by=("tests/test_fork.py::test_a_child_joins_no_load_of_its_parent",),
@@ -2371,8 +2369,8 @@ oldest = next(iter(self._order), None)
         line="§14",
         what="A second aclose() does not wait for the sweeper that a cancelled first one stopped.",
         file="_background.py",
-        old="                self._ending.append(self._task)\n",
-        new="                self._task.cancel()\n",
+        old="                self._ending.append(task)\n",
+        new="                pass\n",
         found_by=("a_second_close_ends_the_first_one_s_patience",),
     ),
     # -- §4, §8 many keys as one
@@ -2581,5 +2579,763 @@ oldest = next(iter(self._order), None)
             "a_refresh_of_a_source_by_its_dependent_spares_it",
             "tests/test_dependencies.py::test_a_load_that_refreshes_its_own_source_is_stored",
         ),
+    ),
+    # -- §11 freshness
+    Mutant(
+        name="refresh-overwrites-newer",
+        line="§11",
+        what="A refresh stores what it has loaded though something newer was written meanwhile.",
+        file="_landing.py",
+        old="""\
+        stored: bool | None = None
+        allowed = self.flights.land(flight)""",
+        new="""\
+        stored: bool | None = None
+        allowed = self.flights.land(flight) or flight.refresh""",
+        found_by=(),
+    ),
+    Mutant(
+        name="refresh-not-fenced",
+        line="§11",
+        what="A write does not shut out the refresh that runs behind: it is joined, and stored.",
+        file="_flights.py",
+        old="""\
+        if flight is None or flight.cancelling:
+            return apart""",
+        new="""\
+        if flight is None or flight.cancelling or flight.refresh:
+            return apart""",
+        found_by=(),
+    ),
+    Mutant(
+        name="stacked-refreshes",
+        line="§11",
+        what="Each reader of a stale value begins a refresh of his own.",
+        file="_loads.py",
+        old="if not revalidating or flight is not None or now < facts.retry:",
+        new="if not revalidating or now < facts.retry:",
+        found_by=(),
+    ),
+    Mutant(
+        name="stacked-refreshes-ahead",
+        line="§11",
+        what="Each reader of what is about to expire begins a load of his own.",
+        file="_loads.py",
+        old="        if self._running(entry, loop, now) is not None:\n            return entry\n",
+        new="",
+        found_by=(),
+    ),
+    Mutant(
+        name="backoff-lost",
+        line="§11",
+        what="A refresh that failed is tried again by the very next reader.",
+        file="_landing.py",
+        old="facts.retry = now + delay(first, max(1, facts.failures))",
+        new="facts.retry = now",
+        found_by=(),
+    ),
+    Mutant(
+        name="backoff-does-not-grow",
+        line="§11",
+        what="An origin that is down is asked as often after its tenth failure as after its first.",
+        file="_landing.py",
+        old="facts.failures = facts.failures + 1 if failed else 0",
+        new="facts.failures = 1 if failed else 0",
+        found_by=(),
+    ),
+    Mutant(
+        name="hung-load-keeps-the-key",
+        line="§11",
+        what="Newcomers join a load that was told to end because it hangs, and hang with it.",
+        file="_flights.py",
+        old="flight.cancelling = flight.timed_out = True",
+        new="flight.timed_out = True",
+        found_by=(),
+    ),
+    Mutant(
+        name="hung-load-not-cancelled",
+        line="§11",
+        what="At load_timeout the callers are told, and the load is left to hang.",
+        file="_landing.py",
+        old="        flight.cancel()\n        wake(waiting, outcome)\n        del dropped",
+        new="        wake(waiting, outcome)\n        del dropped",
+        found_by=(),
+    ),
+    Mutant(
+        name="hung-load-tells-nobody",
+        line="§11",
+        what="Who waits for a load that hangs waits for its clean-up, too, before it is told.",
+        file="_flights.py",
+        old="waiting, flight.waiters = flight.waiters, {}\n        return waiting",
+        new="return {}",
+        found_by=(),
+    ),
+    Mutant(
+        name="hung-load-stores-in-the-end",
+        line="§11",
+        what="What a hung load gives after its time is stored, and newcomers have it.",
+        file="_flights.py",
+        old="return registered and not flight.cancelling",
+        new="return registered and (flight.timed_out or not flight.cancelling)",
+        found_by=(),
+    ),
+    Mutant(
+        name="hung-load-not-counted",
+        line="§11",
+        what="load_timeout is no figure: nobody learns that loads hang.",
+        file="_landing.py",
+        old="engine.load_timeouts += 1",
+        new="engine.load_timeouts += 0",
+        found_by=(),
+    ),
+    Mutant(
+        name="hung-load-counted-twice",
+        line="§11",
+        what="A hung load that gives a value in the end is two loads: one at its time, one then.",
+        file="_landing.py",
+        old="            if not flight.timed_out:\n                space.counters.loads += 1",
+        new="            space.counters.loads += 1",
+        found_by=(),
+    ),
+    Mutant(
+        name="hung-load-hangs-for-ever-in-health",
+        line="§11",
+        what="A load that was told to end and has ended still counts as one that hangs.",
+        file="_flights.py",
+        old="            self.hung -= 1",
+        new="            pass",
+        found_by=(),
+    ),
+    Mutant(
+        name="clean-up-after-a-timeout-not-waited-for",
+        line="§11",
+        what="The next load begins beside one that hangs, without a grace for its clean-up.",
+        file="_flights.py",
+        old="flight.cancelling = flight.timed_out = True\n        self.hung += 1",
+        new="flight.cancelling = flight.timed_out = True\n        self._registry.pop(flight.key)\n        self.hung += 1",
+        found_by=(),
+    ),
+    Mutant(
+        name="alarm-rings-who-has-left",
+        line="§11",
+        what="An alarm that rings in the moment its caller is cancelled raises in the loop.",
+        file="_loads.py",
+        old="    if not waiter.done():\n        waiter.set_result(_RANG)",
+        new="    waiter.set_result(_RANG)",
+        found_by=(),
+    ),
+    Mutant(
+        name="hard-timeout-not-set",
+        line="§11",
+        what="A caller with a hard_timeout, and nothing stale, waits as long as the load takes.",
+        file="_loads.py",
+        old="at = hard if stale is None else min(soft, hard)",
+        new="at = math.inf if stale is None else min(soft, hard)",
+        found_by=(),
+    ),
+    Mutant(
+        name="hard-timeout-leaves-the-waiter-in",
+        line="§11",
+        what="Who left at his hard_timeout is still counted: the load that hangs is never cancelled.",
+        file="_loads.py",
+        old="        self._forget(current, flight, waiter)\n        now = self.engine.moment_or_none()\n        if now is not None and (taken",
+        new="        now = self.engine.moment_or_none()\n        if now is not None and (taken",
+        found_by=(),
+    ),
+    Mutant(
+        name="soft-timeout-not-set",
+        line="§11",
+        what="A caller with something stale to take waits until its hard_timeout.",
+        file="_loads.py",
+        old="at = hard if stale is None else min(soft, hard)",
+        new="at = hard",
+        found_by=(),
+    ),
+    Mutant(
+        name="soft-timeout-cancels-the-load",
+        line="§11",
+        what="Who takes the stale value cancels the load, and the next one waits from the start.",
+        file="_loads.py",
+        old="            flight.keep = True  # what is taken now is stale: the next one is on its way",
+        new="            pass",
+        found_by=(),
+    ),
+    Mutant(
+        name="time-begins-anew",
+        line="§11",
+        what="Who waits out a clean-up begins its hard_timeout from the start.",
+        file="_loads.py",
+        old="            step, flight, begun, waiter, stale = turn\n            counted = True\n            timer = alarm",
+        new="            step, flight, begun, waiter, stale = turn\n            counted = True\n            soft, hard = _limits(options, loop)\n            timer = alarm",
+        found_by=(),
+    ),
+    Mutant(
+        name="stale-beyond-its-window",
+        line="§11",
+        what="A call with a short window is served what another one has kept for longer.",
+        file="_loads.py",
+        old="return entry if entry is not None and now < entry.deadline + options.window else None",
+        new="return entry",
+        found_by=(),
+    ),
+    Mutant(
+        name="kept-for-ever",
+        line="§11",
+        what="A stale value is served as long as nobody has swept it, past its window.",
+        file="_entries.py",
+        old="return kept if kept is not None and kept.deadline > now else None",
+        new="return kept",
+        found_by=(),
+    ),
+    Mutant(
+        name="stale-if-error-served-at-once",
+        line="§11",
+        what="With stale_if_error alone the stale value is served without a load before it.",
+        file="_loads.py",
+        old="revalidating = now < entry.deadline + options.stale_while_revalidate",
+        new="revalidating = now < entry.deadline + options.window",
+        found_by=(),
+    ),
+    Mutant(
+        name="stale-if-error-ignores-its-window",
+        line="§11",
+        what="A value stands in for a failed load although its window ended while that load ran.",
+        file="_loads.py",
+        old="                now is not None\n                and now < entry.deadline + options.window\n                and entry.kept(now) is not None",
+        new="                now is not None",
+        found_by=(),
+    ),
+    Mutant(
+        name="stale-if-error-never",
+        line="§11",
+        what="A load that fails fails for its callers, whatever is held.",
+        file="_loads.py",
+        old="        if isinstance(error, CacheClosedError) or options.is_answer(error):\n            return False\n",
+        new="        if isinstance(error, Exception) or options.is_answer(error):\n            return False\n",
+        found_by=(),
+    ),
+    Mutant(
+        name="stale-stands-in-for-a-negative-answer",
+        line="§11",
+        what="An answer that is named in negative= is replaced by the value from before it.",
+        file="_loads.py",
+        old="isinstance(error, CacheClosedError) or options.is_answer(error):",
+        new="isinstance(error, CacheClosedError):",
+        found_by=(),
+    ),
+    Mutant(
+        name="stale-stands-in-for-the-end",
+        line="§11",
+        what="Who waits when the cache closes is given a stale value out of the closed cache.",
+        file="_loads.py",
+        old="isinstance(error, CacheClosedError) or options.is_answer(error):",
+        new="options.is_answer(error):",
+        found_by=(),
+    ),
+    Mutant(
+        name="stale-after-a-delete",
+        line="§11",
+        what="A delete leaves what is stale where it is: it is served after it.",
+        file="_store.py",
+        old="            self._unlink(entry, cause if held else _EXPIRED, dropped)",
+        new="            if fresh or not held:\n                self._unlink(entry, cause if held else _EXPIRED, dropped)",
+        found_by=(),
+    ),
+    Mutant(
+        name="stale-served-counts-nothing",
+        line="§11",
+        what="How often something stale was served is not counted.",
+        file="_loads.py",
+        old="self.engine.stale_served += 1",
+        new="self.engine.stale_served += 0",
+        found_by=(),
+    ),
+    Mutant(
+        name="stale-counted-in-len",
+        line="§11",
+        what="len(cache) counts what is stale as if it were fresh.",
+        file="_store.py",
+        old="return self.count - due - stale",
+        new="return self.count - due",
+        found_by=(),
+    ),
+    Mutant(
+        name="expire-removes-what-is-kept",
+        line="§11",
+        what="expire() removes what could have been served stale: the next callers wait, or fail.",
+        file="_store.py",
+        old="if kept and cause is _EXPIRED:",
+        new="if False:",
+        found_by=(),
+    ),
+    Mutant(
+        name="expired-twice-is-removed",
+        line="§11",
+        what="A second expire() of a key removes what the first one had left to be served stale.",
+        file="_store.py",
+        old="if kept and cause is _EXPIRED:",
+        new="if kept and fresh and cause is _EXPIRED:",
+        found_by=(),
+    ),
+    Mutant(
+        name="kept-swept-at-its-deadline",
+        line="§11",
+        what="The next write frees what is past its ttl though it is kept to be served stale.",
+        file="_store.py",
+        old="due = [entry for entry in due if not self._stays(entry)]",
+        new="pass",
+        found_by=(),
+    ),
+    Mutant(
+        name="kept-never-swept",
+        line="§11",
+        what="What was kept past its ttl is not freed when its window is over.",
+        file="_store.py",
+        old="        while freed < limit and now >= self._kept.soonest:",
+        new="        while False:",
+        found_by=(),
+    ),
+    Mutant(
+        name="retired-entry-stays-in-the-index-of-the-kept",
+        line="§11",
+        what="What is replaced or removed while it is stale stays in an index, with its key.",
+        file="_store.py",
+        old="                self._kept.discard(kept)",
+        new="                pass",
+        found_by=(),
+    ),
+    Mutant(
+        name="touched-entry-keeps-its-older-moment",
+        line="§11",
+        what="Touched to a shorter ttl, a value with refresh_ahead is served past it by fast hits.",
+        file="_store.py",
+        old="            self._time(entry, entry.facts, ttl, born)\n        self.order",
+        new="            pass\n        self.order",
+        found_by=(),
+    ),
+    Mutant(
+        name="look-ahead-hides-the-deadline",
+        line="§11",
+        what="While a load ahead runs, hits do not look at the deadline.",
+        file="_store.py",
+        old="entry.since = min(entry.deadline, moment)",
+        new="entry.since = moment",
+        found_by=(),
+    ),
+    Mutant(
+        name="ahead-never",
+        line="§11",
+        what="refresh_ahead=0.5 never refreshes: each value is missed when it expires.",
+        file="_loads.py",
+        old="    if entry.space.ahead is not None:\n        return True",
+        new="    if entry.space.ahead is not None:\n        return False",
+        found_by=(),
+    ),
+    Mutant(
+        name="ahead-from-the-first-read",
+        line="§11",
+        what="With refresh_ahead each read of a raw key begins a load, however fresh it is.",
+        file="_loads.py",
+        old="return now >= entry.deadline - entry.since * (1 - (options.refresh_ahead or 0.0))",
+        new="return True",
+        found_by=(),
+    ),
+    Mutant(
+        name="xfetch-never",
+        line="§11",
+        what='refresh_ahead="auto" never refreshes.',
+        file="_loads.py",
+        old="return now - seconds * math.log(1.0 - random.random()) >= entry.deadline",
+        new="return now >= entry.deadline",
+        found_by=(),
+    ),
+    Mutant(
+        name="xfetch-whatever-the-load-takes",
+        line="§11",
+        what='refresh_ahead="auto" does not know how long a load takes: it begins too late.',
+        file="_landing.py",
+        old="        facts.seconds = max(0.0, now - flight.begun)\n",
+        new="",
+        found_by=(),
+    ),
+    Mutant(
+        name="refresh-behind-sees-its-caller",
+        line="§11",
+        what="A refresh behind runs in its caller's context: it pins and sees one user's request.",
+        file="_loads.py",
+        old="alone = behind or flight.heat is not None or",
+        new="alone = flight.heat is not None or",
+        found_by=(),
+    ),
+    Mutant(
+        name="isolated-load-sees-its-caller",
+        line="§11",
+        what='context="isolated" is not looked at: what one user may see is served to all.',
+        file="_loads.py",
+        old='alone = behind or flight.heat is not None or options.context == "isolated"',
+        new="alone = behind or flight.heat is not None",
+        found_by=(),
+    ),
+    Mutant(
+        name="what-is-propagated-is-not",
+        line="§11",
+        what="An isolated load does not see the variables that propagate= lists.",
+        file="_loader.py",
+        old="for variable in (*options.vary_on, *options.propagate):",
+        new="for variable in options.vary_on:",
+        found_by=(),
+    ),
+    Mutant(
+        name="what-is-behind-holds-up-its-reader",
+        line="§11",
+        what="The load behind a stale value runs its first step before the reader has the value.",
+        file="_loads.py",
+        old="            if behind and flight.task is None:  # some task factories begin at once",
+        new="            if False:",
+        since=(3, 12),
+        found_by=(),
+    ),
+    Mutant(
+        name="refresh-behind-ends-with-nobody",
+        line="§11",
+        what="A refresh behind that somebody joined ends when he leaves: nothing is refreshed.",
+        file="_loads.py",
+        old="flight.refresh = flight.keep = True",
+        new="flight.refresh = True",
+        found_by=(),
+    ),
+    Mutant(
+        name="ttl-of-the-loader-ignored",
+        line="§11",
+        what="What a loader says of the ttl of its value, by its LoadContext, is not heard.",
+        file="_landing.py",
+        old="ttl = options.ttl if told is None or told.ttl is UNSET else told.ttl",
+        new="ttl = options.ttl",
+        found_by=(),
+    ),
+    Mutant(
+        name="not-modified-loses-the-tags",
+        line="§11",
+        what="A value that was confirmed has lost its tags: it cannot be invalidated any more.",
+        file="_loader.py",
+        old="            self._tags[:] = dict.fromkeys((*self._held, *self._tags))\n",
+        new="",
+        found_by=(),
+    ),
+    Mutant(
+        name="skipped-by-the-loader-is-stored",
+        line="§11",
+        what="What a loader gave by ctx.skip() is stored.",
+        file="_loader.py",
+        old="return held.value, False",
+        new="return held.value, True",
+        found_by=(),
+    ),
+    # -- §10 values
+    Mutant(
+        name="skipped-is-stored",
+        line="§10",
+        what="What skip= names is stored all the same.",
+        file="_landing.py",
+        old="                if skip is not None and keep:\n                    keep = not skip(value)\n",
+        new="",
+        found_by=(),
+    ),
+    Mutant(
+        name="skipped-removes-what-is-held",
+        line="§10",
+        what="A value that is not to be stored takes the older one along.",
+        file="_landing.py",
+        old="            self._back_off(flight, options, now, failed=False)\n",
+        new="            store.remove(space, key, RemovalCause.REJECTED, -math.inf, dropped)\n",
+        found_by=(),
+    ),
+    Mutant(
+        name="hits-are-not-copied",
+        line="§10",
+        what='copy="deep" hands out the stored object itself on a hit: one caller changes all.',
+        file="_wrapper.py",
+        old='value="_asc_value" if copied else "_asc_entry.value",',
+        new='value="_asc_entry.value",',
+        found_by=(),
+    ),
+    Mutant(
+        name="waiters-share-one-object",
+        line="§10",
+        what='copy="deep" gives all who waited for a load the one object that is stored.',
+        file="_loads.py",
+        old="""\
+            if not refresh and outcome.ended is not None:
+                self.engine.recent.fresh.append(outcome.ended - begun)
+            failure = outcome.failure
+            if failure is None:
+                return outcome.value if options.copier is None else options.copier(outcome.value)""",
+        new="""\
+            if not refresh and outcome.ended is not None:
+                self.engine.recent.fresh.append(outcome.ended - begun)
+            failure = outcome.failure
+            if failure is None:
+                return outcome.value""",
+        found_by=(),
+    ),
+    Mutant(
+        name="stale-is-not-copied",
+        line="§10",
+        what='copy="deep" hands out the stored object itself while it is stale.',
+        file="_loads.py",
+        old='                self._start_task(flight, loop, behind=True)\n                return _copied(cast("Entry", stale).value, options)',
+        new='                self._start_task(flight, loop, behind=True)\n                return cast("Entry", stale).value',
+        found_by=(),
+    ),
+    # -- §11 warming
+    Mutant(
+        name="warming-loads-what-is-fresh",
+        line="§11",
+        what="A key that was set while it waited for its turn is loaded, and replaced, all the same.",
+        file="warming.py",
+        old='            if target.fresh(cache, clock()) is not None:\n                turn.skip()\n                return "fresh"\n',
+        new="",
+        found_by=(),
+    ),
+    Mutant(
+        name="warming-evicts-what-is-read-more",
+        line="§11",
+        what="In a full cache what is warmed takes the place of what is read.",
+        file="_store.py",
+        old="            if victim is None or victim is old or not self._reads(victim) < heat:\n                return False",
+        new="            if victim is None or victim is old:\n                return False",
+        found_by=(),
+    ),
+    Mutant(
+        name="warming-does-not-look-before-it-loads",
+        line="§11",
+        what="What would find no room is loaded, and thrown away.",
+        file="warming.py",
+        old='        if self._crowded(target):\n            return "no room"\n        async',
+        new="        async",
+        found_by=(),
+    ),
+    Mutant(
+        name="warming-forgets-what-it-did-not-begin",
+        line="§11",
+        what="A warm() that runs out of time does not report what it has not done.",
+        file="warming.py",
+        old='            run.skipped.setdefault(target.key, "time")',
+        new="            pass",
+        found_by=(),
+    ),
+    Mutant(
+        name="warming-ends-at-the-first-failure",
+        line="§11",
+        what="One key that fails ends the whole warm(), and what was loaded is not reported.",
+        file="warming.py",
+        old="            except Exception as caught:  # noqa: BLE001 - reported, with its key\n                error = caught",
+        new="            except ArithmeticError as caught:\n                error = caught",
+        found_by=(),
+    ),
+    Mutant(
+        name="least-popular-first",
+        line="§11",
+        what="warm_popular() begins with what is read least and loads fastest.",
+        file="warming.py",
+        old="found.sort(key=lambda item: -item[1] *",
+        new="found.sort(key=lambda item: item[1] *",
+        found_by=(),
+    ),
+    Mutant(
+        name="least-read-kept",
+        line="§11",
+        what="Of more calls than are asked for the least read ones are warmed, and saved.",
+        file="warming.py",
+        old="item = popularity.worth(call.place, now), -number, call",
+        new="item = -popularity.worth(call.place, now), -number, call",
+        found_by=(),
+    ),
+    Mutant(
+        name="lowest-priority-first",
+        line="§11",
+        what="warm() begins with the lowest priority.",
+        file="warming.py",
+        old="sorted(self._targets.values(), key=lambda target: -target.priority)",
+        new="sorted(self._targets.values(), key=lambda target: target.priority)",
+        found_by=(),
+    ),
+    Mutant(
+        name="ttls-not-staggered",
+        line="§11",
+        what="What was warmed together expires together.",
+        file="_target.py",
+        old="        if jitter > options.jitter:\n            options = options.but(jitter=jitter)\n        target",
+        new="        target",
+        found_by=(),
+    ),
+    Mutant(
+        name="reads-lost-at-removal",
+        line="§11",
+        what="What is evicted or expires counts as never read: the popular is forgotten first.",
+        file="_store.py",
+        old="        if self.popularity is not None:\n            self.hand_over(entry)\n        self.removals[cause] += 1",
+        new="        self.removals[cause] += 1",
+        found_by=(),
+    ),
+    Mutant(
+        name="cancelled-turn-not-given-back",
+        line="§11",
+        what="Who is cancelled while he waits for his turn keeps his place in the line for ever.",
+        file="_pace.py",
+        old="        except BaseException:\n            self._pace._leave(self)\n            raise\n        return self",
+        new="        except BaseException:\n            raise\n        return self",
+        found_by=(),
+    ),
+    Mutant(
+        name="ended-turn-not-given-back",
+        line="§11",
+        what="A load that has ended keeps its share of the budget: soon nothing is warmed.",
+        file="_pace.py",
+        old="        finally:\n            self._pace._leave(self)\n",
+        new="        finally:\n            pass\n",
+        found_by=(),
+    ),
+    Mutant(
+        name="refresher-outlives-the-cache",
+        line="§11",
+        what="aclose() leaves the background refresh to run on.",
+        file="_cache.py",
+        old="return [self._sweeper, *self._sweeper.followers]",
+        new="return [self._sweeper]",
+        found_by=(),
+    ),
+    Mutant(
+        name="cancelled-close-leaves-the-refresher",
+        line="§11",
+        what="An aclose() that is cancelled while it waits leaves the background refresh to run on.",
+        file="_cache.py",
+        old="                    job.dismiss()",
+        new="                    pass",
+        found_by=(),
+    ),
+    Mutant(
+        name="two-refreshers",
+        line="§11",
+        what="Two that start the background refresh start two, of which stop() ends one.",
+        file="warming.py",
+        old="        while self._refresher is not None:  # somebody else may have started one meanwhile\n            await self.stop()\n",
+        new="        await self.stop()\n",
+        found_by=(),
+    ),
+    Mutant(
+        name="refresh-opens-a-closed-cache",
+        line="§11",
+        what="A background refresh that is started while the cache closes opens it again.",
+        file="warming.py",
+        old="            await self.stop()\n        cache._engine.admit()\n",
+        new="            await self.stop()\n",
+        found_by=(),
+    ),
+    Mutant(
+        name="stopped-refresher-not-waited-for",
+        line="§11",
+        what="aclose() beside a stop() returns before the background refresh has ended.",
+        file="warming.py",
+        old="""\
+        await refresher.job.stop(seconds)
+        # Until here it follows: who closes the cache meanwhile waits for its end, too.
+        if self._refresher is refresher:
+            self._refresher = None
+            self.cache._sweeper.followers.remove(refresher.job)
+""",
+        new="""\
+        self._refresher = None
+        self.cache._sweeper.followers.remove(refresher.job)
+        await refresher.job.stop(seconds)
+""",
+        found_by=(),
+    ),
+    Mutant(
+        name="refresher-loads-what-nobody-reads",
+        line="§11",
+        what="The background refresh loads again what was not read since it was loaded.",
+        file="_refresher.py",
+        old="entry is None or not entry.used or not now < entry.deadline < math.inf:",
+        new="entry is None or not now < entry.deadline < math.inf:",
+        found_by=(),
+    ),
+    Mutant(
+        name="scheduled-loads-stack",
+        line="§11",
+        what="A scheduled load that takes longer than the interval is queued again and again.",
+        file="_refresher.py",
+        old="            self._active.add(place)\n            heapq",
+        new="            heapq",
+        found_by=(),
+    ),
+    Mutant(
+        name="refresher-forgets-what-it-has-in-hand",
+        line="§11",
+        what="A key that was refreshed once is never refreshed again.",
+        file="_refresher.py",
+        old="                self._active.discard(item[3].place)",
+        new="                pass",
+        found_by=(),
+    ),
+    Mutant(
+        name="refresher-does-not-back-off",
+        line="§11",
+        what="The background refresh asks a key that fails again at each interval.",
+        file="_refresher.py",
+        old="            again = self._backoffs.failed(place, now)",
+        new="            again = now",
+        found_by=(),
+    ),
+    Mutant(
+        name="refresher-replaces-what-is-newer",
+        line="§11",
+        what="What was set while it waited in the queue is loaded, and replaced, all the same.",
+        file="_refresher.py",
+        old="                    if self._overtaken(item):\n                        turn.skip()\n                    elif",
+        new="                    if",
+        found_by=(),
+    ),
+    Mutant(
+        name="least-valuable-first",
+        line="§11",
+        what="The background refresh begins with what is read least and loads fastest.",
+        file="_refresher.py",
+        old="        return late, value, entry.deadline",
+        new="        return late, -value, entry.deadline",
+        found_by=(),
+    ),
+    Mutant(
+        name="predictor-mixes-its-users",
+        line="§11",
+        what="One sequence of all users' reads is learned from: it says nothing.",
+        file="_prediction.py",
+        old="        before = _last.get()\n        _last.set((self, place))\n",
+        new="""\
+        before = vars(self).get("_before")
+        vars(self)["_before"] = self, place
+""",
+        found_by=(),
+    ),
+    # -- §9 what a value depends on besides its arguments
+    Mutant(
+        name="vary-on-not-in-the-key",
+        line="§9",
+        what="The value of a vary_on variable is no part of a call's key: one tenant sees another's.",
+        file="_function.py",
+        old="            return self.space, *call_key(values, self.parameters)",
+        new="""\
+            own = len(values) - len(self.options.vary_on)
+            return self.space, *call_key(values[:own], self.parameters[:own])""",
+        found_by=(),
+    ),
+    Mutant(
+        name="vary-on-not-in-raw-keys",
+        line="§9",
+        what="vary_on of a cache is not looked at for raw keys: one tenant sees another's values.",
+        file="_places.py",
+        old="        if self.vary_on:",
+        new="        if False:",
+        found_by=(),
     ),
 )
