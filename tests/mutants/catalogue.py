@@ -24,6 +24,9 @@ PROMISES = {
     "§7": "a miss tells its true reason",
     "§8": "user code never runs under a lock",
     "§9": "equal calls share a key, different ones never do",
+    "§10": "what a caller is handed, what is kept and what a load sees is as its options say",
+    "§11": "a slow, failing or hung origin keeps nobody waiting beyond what it allowed, and what "
+    "is loaded ahead undoes nothing and runs within its budget",
     "§12": "every call is a hit, a miss or a join, and nothing else is",
     "§13": "threads and event loops share one cache, and a forked child keeps its entries",
     "§14": "closing answers everybody, and nothing comes after it",
@@ -202,8 +205,8 @@ MUTANTS = (
         line="§3.2",
         what="A `def` that is refreshed in a worker thread does not see its caller's context.",
         file="_loads.py",
-        old="context = copy_context() if flight.heat is None",
-        new="context = Context() if flight.heat is None",
+        old="context = isolated(flight.load[3]) if alone else copy_context()\n        thread",
+        new="context = Context()\n        thread",
         found_by=(
             "tests/test_survivors.py::test_a_refresh_of_a_def_in_a_thread_sees_its_callers_context",
         ),
@@ -2592,7 +2595,11 @@ oldest = next(iter(self._order), None)
         new="""\
         stored: bool | None = None
         allowed = self.flights.land(flight) or flight.refresh""",
-        found_by=(),
+        found_by=(
+            "warming_does_not_undo_a_delete",
+            "warming_accounts_for_every_key_and_overwrites_nothing",
+            "a_refresh_behind_does_not_undo_a_set",
+        ),
     ),
     Mutant(
         name="refresh-not-fenced",
@@ -2605,7 +2612,11 @@ oldest = next(iter(self._order), None)
         new="""\
         if flight is None or flight.cancelling or flight.refresh:
             return apart""",
-        found_by=(),
+        found_by=(
+            "warming_does_not_undo_a_delete",
+            "warming_accounts_for_every_key_and_overwrites_nothing",
+            "a_refresh_behind_does_not_undo_a_delete",
+        ),
     ),
     Mutant(
         name="stacked-refreshes",
@@ -2614,7 +2625,11 @@ oldest = next(iter(self._order), None)
         file="_loads.py",
         old="if not revalidating or flight is not None or now < facts.retry:",
         new="if not revalidating or now < facts.retry:",
-        found_by=(),
+        found_by=(
+            "several_stale_readers_begin_one_refresh",
+            "two_stale_readers_begin_one_refresh",
+            "a_bulk_caller_waits_for_the_refresh_behind",
+        ),
     ),
     Mutant(
         name="stacked-refreshes-ahead",
@@ -2623,7 +2638,7 @@ oldest = next(iter(self._order), None)
         file="_loads.py",
         old="        if self._running(entry, loop, now) is not None:\n            return entry\n",
         new="",
-        found_by=(),
+        found_by=("two_readers_of_a_raw_key_begin_one_refresh_ahead",),
     ),
     Mutant(
         name="backoff-lost",
@@ -2632,7 +2647,11 @@ oldest = next(iter(self._order), None)
         file="_landing.py",
         old="facts.retry = now + delay(first, max(1, facts.failures))",
         new="facts.retry = now",
-        found_by=(),
+        found_by=(
+            "a_failing_refresh_is_not_tried_again_at_once",
+            "a_stale_value_stands_in_for_a_failing_load",
+            "a_refresh_that_hangs_holds_up_nobody",
+        ),
     ),
     Mutant(
         name="backoff-does-not-grow",
@@ -2641,7 +2660,7 @@ oldest = next(iter(self._order), None)
         file="_landing.py",
         old="facts.failures = facts.failures + 1 if failed else 0",
         new="facts.failures = 1 if failed else 0",
-        found_by=(),
+        found_by=("a_failing_refresh_is_not_tried_again_at_once",),
     ),
     Mutant(
         name="hung-load-keeps-the-key",
@@ -2650,7 +2669,10 @@ oldest = next(iter(self._order), None)
         file="_flights.py",
         old="flight.cancelling = flight.timed_out = True",
         new="flight.timed_out = True",
-        found_by=(),
+        found_by=(
+            "what_a_hung_load_brings_in_the_end_goes_nowhere",
+            "a_load_that_hangs_holds_up_neither_its_callers_nor_its_key",
+        ),
     ),
     Mutant(
         name="hung-load-not-cancelled",
@@ -2659,7 +2681,11 @@ oldest = next(iter(self._order), None)
         file="_landing.py",
         old="        flight.cancel()\n        wake(waiting, outcome)\n        del dropped",
         new="        wake(waiting, outcome)\n        del dropped",
-        found_by=(),
+        found_by=(
+            "a_load_that_hangs_holds_up_neither_its_callers_nor_its_key",
+            "what_a_hung_load_brings_in_the_end_goes_nowhere",
+            "a_refresh_that_hangs_holds_up_nobody",
+        ),
     ),
     Mutant(
         name="hung-load-tells-nobody",
@@ -2668,7 +2694,10 @@ oldest = next(iter(self._order), None)
         file="_flights.py",
         old="waiting, flight.waiters = flight.waiters, {}\n        return waiting",
         new="return {}",
-        found_by=(),
+        found_by=(
+            "a_load_that_hangs_holds_up_neither_its_callers_nor_its_key",
+            "what_a_hung_load_brings_in_the_end_goes_nowhere",
+        ),
     ),
     Mutant(
         name="hung-load-stores-in-the-end",
@@ -2677,7 +2706,7 @@ oldest = next(iter(self._order), None)
         file="_flights.py",
         old="return registered and not flight.cancelling",
         new="return registered and (flight.timed_out or not flight.cancelling)",
-        found_by=(),
+        found_by=("what_a_hung_load_brings_in_the_end_goes_nowhere",),
     ),
     Mutant(
         name="hung-load-not-counted",
@@ -2686,7 +2715,11 @@ oldest = next(iter(self._order), None)
         file="_landing.py",
         old="engine.load_timeouts += 1",
         new="engine.load_timeouts += 0",
-        found_by=(),
+        found_by=(
+            "a_load_that_hangs_holds_up_neither_its_callers_nor_its_key",
+            "what_a_hung_load_brings_in_the_end_goes_nowhere",
+            "a_refresh_that_hangs_holds_up_nobody",
+        ),
     ),
     Mutant(
         name="hung-load-counted-twice",
@@ -2695,7 +2728,7 @@ oldest = next(iter(self._order), None)
         file="_landing.py",
         old="            if not flight.timed_out:\n                space.counters.loads += 1",
         new="            space.counters.loads += 1",
-        found_by=(),
+        found_by=("what_a_hung_load_brings_in_the_end_goes_nowhere",),
     ),
     Mutant(
         name="hung-load-hangs-for-ever-in-health",
@@ -2704,7 +2737,11 @@ oldest = next(iter(self._order), None)
         file="_flights.py",
         old="            self.hung -= 1",
         new="            pass",
-        found_by=(),
+        found_by=(
+            "a_load_that_hangs_holds_up_neither_its_callers_nor_its_key",
+            "what_a_hung_load_brings_in_the_end_goes_nowhere",
+            "a_refresh_that_hangs_holds_up_nobody",
+        ),
     ),
     Mutant(
         name="clean-up-after-a-timeout-not-waited-for",
@@ -2713,7 +2750,7 @@ oldest = next(iter(self._order), None)
         file="_flights.py",
         old="flight.cancelling = flight.timed_out = True\n        self.hung += 1",
         new="flight.cancelling = flight.timed_out = True\n        self._registry.pop(flight.key)\n        self.hung += 1",
-        found_by=(),
+        found_by=("a_load_that_hangs_holds_up_neither_its_callers_nor_its_key",),
     ),
     Mutant(
         name="alarm-rings-who-has-left",
@@ -2722,7 +2759,7 @@ oldest = next(iter(self._order), None)
         file="_loads.py",
         old="    if not waiter.done():\n        waiter.set_result(_RANG)",
         new="    waiter.set_result(_RANG)",
-        found_by=(),
+        found_by=("a_cancellation_at_the_moment_the_time_is_up_is_not_lost",),
     ),
     Mutant(
         name="hard-timeout-not-set",
@@ -2731,16 +2768,16 @@ oldest = next(iter(self._order), None)
         file="_loads.py",
         old="at = hard if stale is None else min(soft, hard)",
         new="at = math.inf if stale is None else min(soft, hard)",
-        found_by=(),
+        found_by=("nobody_waits_beyond_his_hard_timeout",),
     ),
     Mutant(
         name="hard-timeout-leaves-the-waiter-in",
         line="§11",
         what="Who left at his hard_timeout is still counted: the load that hangs is never cancelled.",
         file="_loads.py",
-        old="        self._forget(current, flight, waiter)\n        now = self.engine.moment_or_none()\n        if now is not None and (taken",
-        new="        now = self.engine.moment_or_none()\n        if now is not None and (taken",
-        found_by=(),
+        old="        self._forget(current, flight, waiter)\n        now = self.engine.moment_or_none()\n        if now is not None:",
+        new="        now = self.engine.moment_or_none()\n        if now is not None:",
+        found_by=("a_cancellation_at_the_moment_the_time_is_up_is_not_lost",),
     ),
     Mutant(
         name="soft-timeout-not-set",
@@ -2749,7 +2786,10 @@ oldest = next(iter(self._order), None)
         file="_loads.py",
         old="at = hard if stale is None else min(soft, hard)",
         new="at = hard",
-        found_by=(),
+        found_by=(
+            "nobody_sees_an_error_while_something_stale_is_allowed",
+            "a_stale_value_is_taken_when_the_load_is_slow",
+        ),
     ),
     Mutant(
         name="soft-timeout-cancels-the-load",
@@ -2758,7 +2798,7 @@ oldest = next(iter(self._order), None)
         file="_loads.py",
         old="            flight.keep = True  # what is taken now is stale: the next one is on its way",
         new="            pass",
-        found_by=(),
+        found_by=("a_stale_value_is_taken_when_the_load_is_slow",),
     ),
     Mutant(
         name="time-begins-anew",
@@ -2776,7 +2816,9 @@ oldest = next(iter(self._order), None)
         file="_loads.py",
         old="return entry if entry is not None and now < entry.deadline + options.window else None",
         new="return entry",
-        found_by=(),
+        found_by=(
+            "tests/test_patience.py::test_a_stale_value_that_grows_too_old_while_its_caller_waits_is_not_taken",
+        ),
     ),
     Mutant(
         name="kept-for-ever",
@@ -2785,7 +2827,7 @@ oldest = next(iter(self._order), None)
         file="_entries.py",
         old="return kept if kept is not None and kept.deadline > now else None",
         new="return kept",
-        found_by=(),
+        found_by=("tests/test_freshness.py::test_what_a_caller_gets",),
     ),
     Mutant(
         name="stale-if-error-served-at-once",
@@ -2794,7 +2836,10 @@ oldest = next(iter(self._order), None)
         file="_loads.py",
         old="revalidating = now < entry.deadline + options.stale_while_revalidate",
         new="revalidating = now < entry.deadline + options.window",
-        found_by=(),
+        found_by=(
+            "a_stale_value_stands_in_for_a_failing_load",
+            "a_value_that_is_skipped_leaves_what_is_held",
+        ),
     ),
     Mutant(
         name="stale-if-error-ignores-its-window",
@@ -2803,7 +2848,9 @@ oldest = next(iter(self._order), None)
         file="_loads.py",
         old="                now is not None\n                and now < entry.deadline + options.window\n                and entry.kept(now) is not None",
         new="                now is not None",
-        found_by=(),
+        found_by=(
+            "tests/test_patience.py::test_a_stale_value_that_grows_too_old_while_its_caller_waits_is_not_taken",
+        ),
     ),
     Mutant(
         name="stale-if-error-never",
@@ -2812,7 +2859,10 @@ oldest = next(iter(self._order), None)
         file="_loads.py",
         old="        if isinstance(error, CacheClosedError) or options.is_answer(error):\n            return False\n",
         new="        if isinstance(error, Exception) or options.is_answer(error):\n            return False\n",
-        found_by=(),
+        found_by=(
+            "a_stale_value_stands_in_for_a_failing_load",
+            "nobody_sees_an_error_while_something_stale_is_allowed",
+        ),
     ),
     Mutant(
         name="stale-stands-in-for-a-negative-answer",
@@ -2821,7 +2871,7 @@ oldest = next(iter(self._order), None)
         file="_loads.py",
         old="isinstance(error, CacheClosedError) or options.is_answer(error):",
         new="isinstance(error, CacheClosedError):",
-        found_by=(),
+        found_by=("tests/test_patience.py::test_a_load_that_timed_out_can_be_an_answer",),
     ),
     Mutant(
         name="stale-stands-in-for-the-end",
@@ -2830,7 +2880,7 @@ oldest = next(iter(self._order), None)
         file="_loads.py",
         old="isinstance(error, CacheClosedError) or options.is_answer(error):",
         new="options.is_answer(error):",
-        found_by=(),
+        found_by=("tests/test_freshness.py::test_a_closed_cache_serves_nothing_stale",),
     ),
     Mutant(
         name="stale-after-a-delete",
@@ -2839,7 +2889,11 @@ oldest = next(iter(self._order), None)
         file="_store.py",
         old="            self._unlink(entry, cause if held else _EXPIRED, dropped)",
         new="            if fresh or not held:\n                self._unlink(entry, cause if held else _EXPIRED, dropped)",
-        found_by=(),
+        found_by=(
+            "a_refresh_behind_does_not_undo_a_delete",
+            "a_stale_value_that_was_deleted_stands_in_for_nothing",
+            "what_is_not_modified_is_not_written_over_what_is",
+        ),
     ),
     Mutant(
         name="stale-served-counts-nothing",
@@ -2848,7 +2902,10 @@ oldest = next(iter(self._order), None)
         file="_loads.py",
         old="self.engine.stale_served += 1",
         new="self.engine.stale_served += 0",
-        found_by=(),
+        found_by=(
+            "several_stale_readers_begin_one_refresh",
+            "a_stale_value_stands_in_for_a_failing_load",
+        ),
     ),
     Mutant(
         name="stale-counted-in-len",
@@ -2857,7 +2914,7 @@ oldest = next(iter(self._order), None)
         file="_store.py",
         old="return self.count - due - stale",
         new="return self.count - due",
-        found_by=(),
+        found_by=("tests/test_stale.py::test_a_value_may_be_kept_for_ever",),
     ),
     Mutant(
         name="expire-removes-what-is-kept",
@@ -2866,7 +2923,7 @@ oldest = next(iter(self._order), None)
         file="_store.py",
         old="if kept and cause is _EXPIRED:",
         new="if False:",
-        found_by=(),
+        found_by=("an_expired_value_stays_stale_until_a_newer_load",),
     ),
     Mutant(
         name="expired-twice-is-removed",
@@ -2875,7 +2932,7 @@ oldest = next(iter(self._order), None)
         file="_store.py",
         old="if kept and cause is _EXPIRED:",
         new="if kept and fresh and cause is _EXPIRED:",
-        found_by=(),
+        found_by=("an_expired_value_stays_stale_until_a_newer_load",),
     ),
     Mutant(
         name="kept-swept-at-its-deadline",
@@ -2884,7 +2941,7 @@ oldest = next(iter(self._order), None)
         file="_store.py",
         old="due = [entry for entry in due if not self._stays(entry)]",
         new="pass",
-        found_by=(),
+        found_by=("an_expired_value_stays_stale_until_a_newer_load",),
     ),
     Mutant(
         name="kept-never-swept",
@@ -2893,7 +2950,7 @@ oldest = next(iter(self._order), None)
         file="_store.py",
         old="        while freed < limit and now >= self._kept.soonest:",
         new="        while False:",
-        found_by=(),
+        found_by=("tests/test_stale.py::test_what_is_kept_no_more_leaves_before_what_is_fresh",),
     ),
     Mutant(
         name="retired-entry-stays-in-the-index-of-the-kept",
@@ -2902,7 +2959,11 @@ oldest = next(iter(self._order), None)
         file="_store.py",
         old="                self._kept.discard(kept)",
         new="                pass",
-        found_by=(),
+        found_by=(
+            "a_refresh_behind_does_not_undo_a_delete",
+            "a_refresh_behind_does_not_undo_an_invalidation",
+            "an_expired_value_stays_stale_until_a_newer_load",
+        ),
     ),
     Mutant(
         name="touched-entry-keeps-its-older-moment",
@@ -2911,16 +2972,18 @@ oldest = next(iter(self._order), None)
         file="_store.py",
         old="            self._time(entry, entry.facts, ttl, born)\n        self.order",
         new="            pass\n        self.order",
-        found_by=(),
+        found_by=(
+            "tests/test_refreshing.py::test_a_touched_value_is_refreshed_after_the_fraction_of_its_new_ttl",
+        ),
     ),
     Mutant(
         name="look-ahead-hides-the-deadline",
         line="§11",
         what="While a load ahead runs, hits do not look at the deadline.",
         file="_store.py",
-        old="entry.since = min(entry.deadline, moment)",
-        new="entry.since = moment",
-        found_by=(),
+        old="entry.since = min(entry.deadline, max(entry.since, moment))",
+        new="entry.since = max(entry.since, moment)",
+        found_by=("tests/test_lifecycle.py::test_a_program_that_closes_its_cache_leaves_nothing",),
     ),
     Mutant(
         name="ahead-never",
@@ -2929,7 +2992,7 @@ oldest = next(iter(self._order), None)
         file="_loads.py",
         old="    if entry.space.ahead is not None:\n        return True",
         new="    if entry.space.ahead is not None:\n        return False",
-        found_by=(),
+        found_by=("several_readers_begin_one_refresh_ahead",),
     ),
     Mutant(
         name="ahead-from-the-first-read",
@@ -2938,7 +3001,7 @@ oldest = next(iter(self._order), None)
         file="_loads.py",
         old="return now >= entry.deadline - entry.since * (1 - (options.refresh_ahead or 0.0))",
         new="return True",
-        found_by=(),
+        found_by=("two_readers_of_a_raw_key_begin_one_refresh_ahead",),
     ),
     Mutant(
         name="xfetch-never",
@@ -2947,7 +3010,9 @@ oldest = next(iter(self._order), None)
         file="_loads.py",
         old="return now - seconds * math.log(1.0 - random.random()) >= entry.deadline",
         new="return now >= entry.deadline",
-        found_by=(),
+        found_by=(
+            "tests/test_refreshing.py::test_refresh_ahead_auto_begins_the_sooner_the_longer_a_load_takes",
+        ),
     ),
     Mutant(
         name="xfetch-whatever-the-load-takes",
@@ -2956,25 +3021,27 @@ oldest = next(iter(self._order), None)
         file="_landing.py",
         old="        facts.seconds = max(0.0, now - flight.begun)\n",
         new="",
-        found_by=(),
+        found_by=(
+            "tests/test_refreshing.py::test_refresh_ahead_auto_begins_the_sooner_the_longer_a_load_takes",
+        ),
     ),
     Mutant(
         name="refresh-behind-sees-its-caller",
         line="§11",
         what="A refresh behind runs in its caller's context: it pins and sees one user's request.",
         file="_loads.py",
-        old="alone = behind or flight.heat is not None or",
-        new="alone = flight.heat is not None or",
-        found_by=(),
+        old="alone = alone or behind or options",
+        new="alone = alone or options",
+        found_by=("tests/test_load_context.py::test_a_load_behind_pins_no_request",),
     ),
     Mutant(
         name="isolated-load-sees-its-caller",
         line="§11",
         what='context="isolated" is not looked at: what one user may see is served to all.',
         file="_loads.py",
-        old='alone = behind or flight.heat is not None or options.context == "isolated"',
-        new="alone = behind or flight.heat is not None",
-        found_by=(),
+        old='alone = alone or behind or options.context == "isolated"',
+        new="alone = alone or behind",
+        found_by=("tests/test_load_context.py::test_an_isolated_load_pins_no_request",),
     ),
     Mutant(
         name="what-is-propagated-is-not",
@@ -2983,7 +3050,9 @@ oldest = next(iter(self._order), None)
         file="_loader.py",
         old="for variable in (*options.vary_on, *options.propagate):",
         new="for variable in options.vary_on:",
-        found_by=(),
+        found_by=(
+            "tests/test_load_context.py::test_a_load_sees_the_context_of_its_first_caller_or_what_it_is_allowed_to",
+        ),
     ),
     Mutant(
         name="what-is-behind-holds-up-its-reader",
@@ -2993,7 +3062,9 @@ oldest = next(iter(self._order), None)
         old="            if behind and flight.task is None:  # some task factories begin at once",
         new="            if False:",
         since=(3, 12),
-        found_by=(),
+        found_by=(
+            "tests/test_warming.py::test_nothing_that_is_read_makes_room_for_what_nobody_has_read",
+        ),
     ),
     Mutant(
         name="refresh-behind-ends-with-nobody",
@@ -3002,7 +3073,7 @@ oldest = next(iter(self._order), None)
         file="_loads.py",
         old="flight.refresh = flight.keep = True",
         new="flight.refresh = True",
-        found_by=(),
+        found_by=("a_bulk_caller_waits_for_the_refresh_behind",),
     ),
     Mutant(
         name="ttl-of-the-loader-ignored",
@@ -3011,7 +3082,9 @@ oldest = next(iter(self._order), None)
         file="_landing.py",
         old="ttl = options.ttl if told is None or told.ttl is UNSET else told.ttl",
         new="ttl = options.ttl",
-        found_by=(),
+        found_by=(
+            "tests/test_load_context.py::test_a_loader_chooses_how_long_its_value_stays_fresh",
+        ),
     ),
     Mutant(
         name="not-modified-loses-the-tags",
@@ -3020,7 +3093,9 @@ oldest = next(iter(self._order), None)
         file="_loader.py",
         old="            self._tags[:] = dict.fromkeys((*self._held, *self._tags))\n",
         new="",
-        found_by=(),
+        found_by=(
+            "tests/test_load_context.py::test_what_is_not_modified_is_stored_again_with_a_new_ttl_and_its_tags",
+        ),
     ),
     Mutant(
         name="skipped-by-the-loader-is-stored",
@@ -3029,7 +3104,7 @@ oldest = next(iter(self._order), None)
         file="_loader.py",
         old="return held.value, False",
         new="return held.value, True",
-        found_by=(),
+        found_by=("a_value_that_is_skipped_leaves_what_is_held",),
     ),
     # -- §10 values
     Mutant(
@@ -3039,7 +3114,9 @@ oldest = next(iter(self._order), None)
         file="_landing.py",
         old="                if skip is not None and keep:\n                    keep = not skip(value)\n",
         new="",
-        found_by=(),
+        found_by=(
+            "tests/test_value_options.py::test_what_is_skipped_is_returned_to_all_and_not_stored",
+        ),
     ),
     Mutant(
         name="skipped-removes-what-is-held",
@@ -3048,7 +3125,7 @@ oldest = next(iter(self._order), None)
         file="_landing.py",
         old="            self._back_off(flight, options, now, failed=False)\n",
         new="            store.remove(space, key, RemovalCause.REJECTED, -math.inf, dropped)\n",
-        found_by=(),
+        found_by=("a_value_that_is_skipped_leaves_what_is_held",),
     ),
     Mutant(
         name="hits-are-not-copied",
@@ -3057,7 +3134,7 @@ oldest = next(iter(self._order), None)
         file="_wrapper.py",
         old='value="_asc_value" if copied else "_asc_entry.value",',
         new='value="_asc_entry.value",',
-        found_by=(),
+        found_by=("tests/test_value_options.py::test_every_way_to_a_value_hands_out_a_copy",),
     ),
     Mutant(
         name="waiters-share-one-object",
@@ -3076,7 +3153,7 @@ oldest = next(iter(self._order), None)
             failure = outcome.failure
             if failure is None:
                 return outcome.value""",
-        found_by=(),
+        found_by=("tests/test_value_options.py::test_a_hit_that_cannot_be_copied_is_one_hit",),
     ),
     Mutant(
         name="stale-is-not-copied",
@@ -3085,7 +3162,7 @@ oldest = next(iter(self._order), None)
         file="_loads.py",
         old='                self._start_task(flight, loop, behind=True)\n                return _copied(cast("Entry", stale).value, options)',
         new='                self._start_task(flight, loop, behind=True)\n                return cast("Entry", stale).value',
-        found_by=(),
+        found_by=("tests/test_value_options.py::test_every_way_to_a_value_hands_out_a_copy",),
     ),
     # -- §11 warming
     Mutant(
@@ -3095,7 +3172,7 @@ oldest = next(iter(self._order), None)
         file="warming.py",
         old='            if target.fresh(cache, clock()) is not None:\n                turn.skip()\n                return "fresh"\n',
         new="",
-        found_by=(),
+        found_by=("warming_accounts_for_every_key_and_overwrites_nothing",),
     ),
     Mutant(
         name="warming-evicts-what-is-read-more",
@@ -3104,7 +3181,9 @@ oldest = next(iter(self._order), None)
         file="_store.py",
         old="            if victim is None or victim is old or not self._reads(victim) < heat:\n                return False",
         new="            if victim is None or victim is old:\n                return False",
-        found_by=(),
+        found_by=(
+            "tests/test_warming.py::test_what_turns_out_to_be_too_large_for_the_room_is_not_stored",
+        ),
     ),
     Mutant(
         name="warming-does-not-look-before-it-loads",
@@ -3113,7 +3192,7 @@ oldest = next(iter(self._order), None)
         file="warming.py",
         old='        if self._crowded(target):\n            return "no room"\n        async',
         new="        async",
-        found_by=(),
+        found_by=("warming_takes_the_place_of_nothing_that_is_read_more",),
     ),
     Mutant(
         name="warming-forgets-what-it-did-not-begin",
@@ -3122,7 +3201,7 @@ oldest = next(iter(self._order), None)
         file="warming.py",
         old='            run.skipped.setdefault(target.key, "time")',
         new="            pass",
-        found_by=(),
+        found_by=("warming_ends_at_its_time",),
     ),
     Mutant(
         name="warming-ends-at-the-first-failure",
@@ -3131,7 +3210,10 @@ oldest = next(iter(self._order), None)
         file="warming.py",
         old="            except Exception as caught:  # noqa: BLE001 - reported, with its key\n                error = caught",
         new="            except ArithmeticError as caught:\n                error = caught",
-        found_by=(),
+        found_by=(
+            "warming_accounts_for_every_key_and_overwrites_nothing",
+            "warming_ends_with_the_cache",
+        ),
     ),
     Mutant(
         name="least-popular-first",
@@ -3140,7 +3222,9 @@ oldest = next(iter(self._order), None)
         file="warming.py",
         old="found.sort(key=lambda item: -item[1] *",
         new="found.sort(key=lambda item: item[1] *",
-        found_by=(),
+        found_by=(
+            "tests/test_warming.py::test_nothing_that_is_read_makes_room_for_what_nobody_has_read",
+        ),
     ),
     Mutant(
         name="least-read-kept",
@@ -3158,7 +3242,7 @@ oldest = next(iter(self._order), None)
         file="warming.py",
         old="sorted(self._targets.values(), key=lambda target: -target.priority)",
         new="sorted(self._targets.values(), key=lambda target: target.priority)",
-        found_by=(),
+        found_by=("tests/test_warming.py::test_what_is_registered_again_is_replaced",),
     ),
     Mutant(
         name="ttls-not-staggered",
@@ -3167,7 +3251,9 @@ oldest = next(iter(self._order), None)
         file="_target.py",
         old="        if jitter > options.jitter:\n            options = options.but(jitter=jitter)\n        target",
         new="        target",
-        found_by=(),
+        found_by=(
+            "tests/test_warming.py::test_nothing_that_is_read_makes_room_for_what_nobody_has_read",
+        ),
     ),
     Mutant(
         name="reads-lost-at-removal",
@@ -3176,7 +3262,9 @@ oldest = next(iter(self._order), None)
         file="_store.py",
         old="        if self.popularity is not None:\n            self.hand_over(entry)\n        self.removals[cause] += 1",
         new="        self.removals[cause] += 1",
-        found_by=(),
+        found_by=(
+            "tests/test_warming.py::test_nothing_that_is_read_makes_room_for_what_nobody_has_read",
+        ),
     ),
     Mutant(
         name="cancelled-turn-not-given-back",
@@ -3185,7 +3273,7 @@ oldest = next(iter(self._order), None)
         file="_pace.py",
         old="        except BaseException:\n            self._pace._leave(self)\n            raise\n        return self",
         new="        except BaseException:\n            raise\n        return self",
-        found_by=(),
+        found_by=("warming_accounts_for_every_key_and_overwrites_nothing",),
     ),
     Mutant(
         name="ended-turn-not-given-back",
@@ -3194,7 +3282,11 @@ oldest = next(iter(self._order), None)
         file="_pace.py",
         old="        finally:\n            self._pace._leave(self)\n",
         new="        finally:\n            pass\n",
-        found_by=(),
+        found_by=(
+            "warming_accounts_for_every_key_and_overwrites_nothing",
+            "warming_does_not_undo_a_delete",
+            "two_that_warm_the_same_load_each_key_once",
+        ),
     ),
     Mutant(
         name="refresher-outlives-the-cache",
@@ -3203,7 +3295,10 @@ oldest = next(iter(self._order), None)
         file="_cache.py",
         old="return [self._sweeper, *self._sweeper.followers]",
         new="return [self._sweeper]",
-        found_by=(),
+        found_by=(
+            "a_background_refresh_ends_when_it_is_stopped",
+            "a_refresh_that_is_started_as_the_cache_closes_leaves_it_closed",
+        ),
     ),
     Mutant(
         name="cancelled-close-leaves-the-refresher",
@@ -3212,7 +3307,7 @@ oldest = next(iter(self._order), None)
         file="_cache.py",
         old="                    job.dismiss()",
         new="                    pass",
-        found_by=(),
+        found_by=("a_refresh_that_is_started_as_the_cache_closes_leaves_it_closed",),
     ),
     Mutant(
         name="two-refreshers",
@@ -3221,7 +3316,7 @@ oldest = next(iter(self._order), None)
         file="warming.py",
         old="        while self._refresher is not None:  # somebody else may have started one meanwhile\n            await self.stop()\n",
         new="        await self.stop()\n",
-        found_by=(),
+        found_by=("a_background_refresh_that_is_started_twice_runs_once",),
     ),
     Mutant(
         name="refresh-opens-a-closed-cache",
@@ -3230,7 +3325,7 @@ oldest = next(iter(self._order), None)
         file="warming.py",
         old="            await self.stop()\n        cache._engine.admit()\n",
         new="            await self.stop()\n",
-        found_by=(),
+        found_by=("a_refresh_that_is_started_as_the_cache_closes_leaves_it_closed",),
     ),
     Mutant(
         name="stopped-refresher-not-waited-for",
@@ -3249,7 +3344,7 @@ oldest = next(iter(self._order), None)
         self.cache._sweeper.followers.remove(refresher.job)
         await refresher.job.stop(seconds)
 """,
-        found_by=(),
+        found_by=("a_background_refresh_ends_when_it_is_stopped",),
     ),
     Mutant(
         name="refresher-loads-what-nobody-reads",
@@ -3258,7 +3353,9 @@ oldest = next(iter(self._order), None)
         file="_refresher.py",
         old="entry is None or not entry.used or not now < entry.deadline < math.inf:",
         new="entry is None or not now < entry.deadline < math.inf:",
-        found_by=(),
+        found_by=(
+            "tests/test_warming.py::test_nothing_that_is_read_makes_room_for_what_nobody_has_read",
+        ),
     ),
     Mutant(
         name="scheduled-loads-stack",
@@ -3267,7 +3364,9 @@ oldest = next(iter(self._order), None)
         file="_refresher.py",
         old="            self._active.add(place)\n            heapq",
         new="            heapq",
-        found_by=(),
+        found_by=(
+            "tests/test_warming.py::test_nothing_that_is_read_makes_room_for_what_nobody_has_read",
+        ),
     ),
     Mutant(
         name="refresher-forgets-what-it-has-in-hand",
@@ -3276,7 +3375,7 @@ oldest = next(iter(self._order), None)
         file="_refresher.py",
         old="                self._active.discard(item[3].place)",
         new="                pass",
-        found_by=(),
+        found_by=("a_failing_key_is_left_alone_for_longer_each_time",),
     ),
     Mutant(
         name="refresher-does-not-back-off",
@@ -3285,7 +3384,7 @@ oldest = next(iter(self._order), None)
         file="_refresher.py",
         old="            again = self._backoffs.failed(place, now)",
         new="            again = now",
-        found_by=(),
+        found_by=("a_failing_key_is_left_alone_for_longer_each_time",),
     ),
     Mutant(
         name="refresher-replaces-what-is-newer",
@@ -3294,7 +3393,9 @@ oldest = next(iter(self._order), None)
         file="_refresher.py",
         old="                    if self._overtaken(item):\n                        turn.skip()\n                    elif",
         new="                    if",
-        found_by=(),
+        found_by=(
+            "tests/test_warming.py::test_nothing_that_is_read_makes_room_for_what_nobody_has_read",
+        ),
     ),
     Mutant(
         name="least-valuable-first",
@@ -3303,19 +3404,20 @@ oldest = next(iter(self._order), None)
         file="_refresher.py",
         old="        return late, value, entry.deadline",
         new="        return late, -value, entry.deadline",
-        found_by=(),
+        found_by=(
+            "tests/test_warming.py::test_nothing_that_is_read_makes_room_for_what_nobody_has_read",
+        ),
     ),
     Mutant(
         name="predictor-mixes-its-users",
         line="§11",
         what="One sequence of all users' reads is learned from: it says nothing.",
         file="_prediction.py",
-        old="        before = _last.get()\n        _last.set((self, place))\n",
-        new="""\
-        before = vars(self).get("_before")
-        vars(self)["_before"] = self, place
-""",
-        found_by=(),
+        old="            before = _last.get()\n            _last.set((self, place))\n",
+        new='            before = self.__dict__.get("_before")\n            self.__dict__["_before"] = self, place\n',
+        found_by=(
+            "tests/test_warming.py::test_nothing_that_is_read_makes_room_for_what_nobody_has_read",
+        ),
     ),
     # -- §9 what a value depends on besides its arguments
     Mutant(
@@ -3327,7 +3429,9 @@ oldest = next(iter(self._order), None)
         new="""\
             own = len(values) - len(self.options.vary_on)
             return self.space, *call_key(values[:own], self.parameters[:own])""",
-        found_by=(),
+        found_by=(
+            "tests/test_value_options.py::test_a_value_is_served_to_those_alone_whose_context_it_varies_on",
+        ),
     ),
     Mutant(
         name="vary-on-not-in-raw-keys",
@@ -3336,6 +3440,6 @@ oldest = next(iter(self._order), None)
         file="_places.py",
         old="        if self.vary_on:",
         new="        if False:",
-        found_by=(),
+        found_by=("tests/test_value_options.py::test_raw_keys_vary_where_the_cache_says_so",),
     ),
 )

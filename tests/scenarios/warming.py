@@ -1,7 +1,7 @@
 """Values are loaded before anybody asks: once, in the background, and never over what is newer."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import itertools
 from functools import partial
 from typing import Any
 
@@ -398,7 +398,7 @@ async def a_failing_key_is_left_alone_for_longer_each_time(lab: Lab) -> None:
     await warming.stop()
     await cache.aclose()
     times = begun["bad"]
-    for failures, (before, after) in enumerate(zip(times, times[1:], strict=False)):
+    for failures, (before, after) in enumerate(itertools.pairwise(times)):
         assert after - before >= 2.0**failures * 0.9, times
     assert len(times) >= 2
     assert len(begun["good"]) > len(times)
