@@ -216,7 +216,11 @@ MUTANTS = (
         line="§3.2",
         what="The load is noted in its caller's own context: who gave up is told of a recursion.",
         file="_loads.py",
-        old="        context = isolated(options) if alone else copy_context()\n        context.run(current_flight.set, flight)\n        running",
+        old=(
+            "        context = isolated(options) if alone else copy_context()\n"
+            "        context.run(current_flight.set, flight)\n"
+            "        running"
+        ),
         new="        context = None\n        current_flight.set(flight)\n        running",
         found_by=("tests/test_flights.py::test_who_gave_up_on_a_load_may_ask_again",),
     ),
@@ -2749,7 +2753,11 @@ oldest = next(iter(self._order), None)
         what="The next load begins beside one that hangs, without a grace for its clean-up.",
         file="_flights.py",
         old="flight.cancelling = flight.timed_out = True\n        self.hung += 1",
-        new="flight.cancelling = flight.timed_out = True\n        self._registry.pop(flight.key)\n        self.hung += 1",
+        new=(
+            "flight.cancelling = flight.timed_out = True\n"
+            "        self._registry.pop(flight.key)\n"
+            "        self.hung += 1"
+        ),
         found_by=("a_load_that_hangs_holds_up_neither_its_callers_nor_its_key",),
     ),
     Mutant(
@@ -2773,9 +2781,15 @@ oldest = next(iter(self._order), None)
     Mutant(
         name="hard-timeout-leaves-the-waiter-in",
         line="§11",
-        what="Who left at his hard_timeout is still counted: the load that hangs is never cancelled.",
+        what=(
+            "Who left at his hard_timeout is still counted: the load that hangs is never cancelled."
+        ),
         file="_loads.py",
-        old="        self._forget(current, flight, waiter)\n        now = self.engine.moment_or_none()\n        if now is not None:",
+        old=(
+            "        self._forget(current, flight, waiter)\n"
+            "        now = self.engine.moment_or_none()\n"
+            "        if now is not None:"
+        ),
         new="        now = self.engine.moment_or_none()\n        if now is not None:",
         found_by=("a_cancellation_at_the_moment_the_time_is_up_is_not_lost",),
     ),
@@ -2796,7 +2810,10 @@ oldest = next(iter(self._order), None)
         line="§11",
         what="Who takes the stale value cancels the load, and the next one waits from the start.",
         file="_loads.py",
-        old="            flight.keep = True  # what is taken now is stale: the next one is on its way",
+        old=(
+            "            flight.keep = True  # what is taken now is stale: the next one is "
+            "on its way"
+        ),
         new="            pass",
         found_by=("a_stale_value_is_taken_when_the_load_is_slow",),
     ),
@@ -2805,9 +2822,20 @@ oldest = next(iter(self._order), None)
         line="§11",
         what="Who waits out a clean-up begins its hard_timeout from the start.",
         file="_loads.py",
-        old="            step, flight, begun, waiter, stale = turn\n            counted = True\n            timer = alarm",
-        new="            step, flight, begun, waiter, stale = turn\n            counted = True\n            soft, hard = _limits(options, loop)\n            timer = alarm",
-        found_by=(),
+        old=(
+            "            step, flight, begun, waiter, stale = turn\n"
+            "            counted = True\n"
+            "            timer = alarm"
+        ),
+        new=(
+            "            step, flight, begun, waiter, stale = turn\n"
+            "            counted = True\n"
+            "            soft, hard = _limits(options, loop)\n"
+            "            timer = alarm"
+        ),
+        found_by=(
+            "tests/test_freshness.py::test_in_a_storm_nobody_waits_too_long_or_gets_what_is_too_old",
+        ),
     ),
     Mutant(
         name="stale-beyond-its-window",
@@ -2846,7 +2874,11 @@ oldest = next(iter(self._order), None)
         line="§11",
         what="A value stands in for a failed load although its window ended while that load ran.",
         file="_loads.py",
-        old="                now is not None\n                and now < entry.deadline + options.window\n                and entry.kept(now) is not None",
+        old=(
+            "                now is not None\n"
+            "                and now < entry.deadline + options.window\n"
+            "                and entry.kept(now) is not None"
+        ),
         new="                now is not None",
         found_by=(
             "tests/test_patience.py::test_a_stale_value_that_grows_too_old_while_its_caller_waits_is_not_taken",
@@ -2857,8 +2889,14 @@ oldest = next(iter(self._order), None)
         line="§11",
         what="A load that fails fails for its callers, whatever is held.",
         file="_loads.py",
-        old="        if isinstance(error, CacheClosedError) or options.is_answer(error):\n            return False\n",
-        new="        if isinstance(error, Exception) or options.is_answer(error):\n            return False\n",
+        old=(
+            "        if isinstance(error, CacheClosedError) or options.is_answer(error):\n"
+            "            return False\n"
+        ),
+        new=(
+            "        if isinstance(error, Exception) or options.is_answer(error):\n"
+            "            return False\n"
+        ),
         found_by=(
             "a_stale_value_stands_in_for_a_failing_load",
             "nobody_sees_an_error_while_something_stale_is_allowed",
@@ -2888,7 +2926,10 @@ oldest = next(iter(self._order), None)
         what="A delete leaves what is stale where it is: it is served after it.",
         file="_store.py",
         old="            self._unlink(entry, cause if held else _EXPIRED, dropped)",
-        new="            if fresh or not held:\n                self._unlink(entry, cause if held else _EXPIRED, dropped)",
+        new=(
+            "            if fresh or not held:\n"
+            "                self._unlink(entry, cause if held else _EXPIRED, dropped)"
+        ),
         found_by=(
             "a_refresh_behind_does_not_undo_a_delete",
             "a_stale_value_that_was_deleted_stands_in_for_nothing",
@@ -3112,7 +3153,10 @@ oldest = next(iter(self._order), None)
         line="§10",
         what="What skip= names is stored all the same.",
         file="_landing.py",
-        old="                if skip is not None and keep:\n                    keep = not skip(value)\n",
+        old=(
+            "                if skip is not None and keep:\n"
+            "                    keep = not skip(value)\n"
+        ),
         new="",
         found_by=(
             "tests/test_value_options.py::test_what_is_skipped_is_returned_to_all_and_not_stored",
@@ -3146,13 +3190,13 @@ oldest = next(iter(self._order), None)
                 self.engine.recent.fresh.append(outcome.ended - begun)
             failure = outcome.failure
             if failure is None:
-                return outcome.value if options.copier is None else options.copier(outcome.value)""",
+                return outcome.value if options""",
         new="""\
             if not refresh and outcome.ended is not None:
                 self.engine.recent.fresh.append(outcome.ended - begun)
             failure = outcome.failure
             if failure is None:
-                return outcome.value""",
+                return outcome.value if True or options""",
         found_by=("tests/test_value_options.py::test_a_hit_that_cannot_be_copied_is_one_hit",),
     ),
     Mutant(
@@ -3160,17 +3204,29 @@ oldest = next(iter(self._order), None)
         line="§10",
         what='copy="deep" hands out the stored object itself while it is stale.',
         file="_loads.py",
-        old='                self._start_task(flight, loop, behind=True)\n                return _copied(cast("Entry", stale).value, options)',
-        new='                self._start_task(flight, loop, behind=True)\n                return cast("Entry", stale).value',
+        old=(
+            "                self._start_task(flight, loop, behind=True)\n"
+            '                return _copied(cast("Entry", stale).value, options)'
+        ),
+        new=(
+            "                self._start_task(flight, loop, behind=True)\n"
+            '                return cast("Entry", stale).value'
+        ),
         found_by=("tests/test_value_options.py::test_every_way_to_a_value_hands_out_a_copy",),
     ),
     # -- §11 warming
     Mutant(
         name="warming-loads-what-is-fresh",
         line="§11",
-        what="A key that was set while it waited for its turn is loaded, and replaced, all the same.",
+        what=(
+            "A key that was set while it waited for its turn is loaded, and replaced, all the same."
+        ),
         file="warming.py",
-        old='            if target.fresh(cache, clock()) is not None:\n                turn.skip()\n                return "fresh"\n',
+        old=(
+            "            if target.fresh(cache, clock()) is not None:\n"
+            "                turn.skip()\n"
+            '                return "fresh"\n'
+        ),
         new="",
         found_by=("warming_accounts_for_every_key_and_overwrites_nothing",),
     ),
@@ -3179,7 +3235,11 @@ oldest = next(iter(self._order), None)
         line="§11",
         what="In a full cache what is warmed takes the place of what is read.",
         file="_store.py",
-        old="            if victim is None or victim is old or not self._reads(victim) < heat:\n                return False",
+        old=(
+            "            if victim is None or victim is old or not self._reads(victim) < "
+            "heat:\n"
+            "                return False"
+        ),
         new="            if victim is None or victim is old:\n                return False",
         found_by=(
             "tests/test_warming.py::test_what_turns_out_to_be_too_large_for_the_room_is_not_stored",
@@ -3208,7 +3268,10 @@ oldest = next(iter(self._order), None)
         line="§11",
         what="One key that fails ends the whole warm(), and what was loaded is not reported.",
         file="warming.py",
-        old="            except Exception as caught:  # noqa: BLE001 - reported, with its key\n                error = caught",
+        old=(
+            "            except Exception as caught:  # noqa: BLE001 - reported, with its key\n"
+            "                error = caught"
+        ),
         new="            except ArithmeticError as caught:\n                error = caught",
         found_by=(
             "warming_accounts_for_every_key_and_overwrites_nothing",
@@ -3233,7 +3296,7 @@ oldest = next(iter(self._order), None)
         file="warming.py",
         old="item = popularity.worth(call.place, now), -number, call",
         new="item = -popularity.worth(call.place, now), -number, call",
-        found_by=(),
+        found_by=("tests/test_warming.py::test_the_popular_are_loaded_by_reads_times_load_time",),
     ),
     Mutant(
         name="lowest-priority-first",
@@ -3249,7 +3312,11 @@ oldest = next(iter(self._order), None)
         line="§11",
         what="What was warmed together expires together.",
         file="_target.py",
-        old="        if jitter > options.jitter:\n            options = options.but(jitter=jitter)\n        target",
+        old=(
+            "        if jitter > options.jitter:\n"
+            "            options = options.but(jitter=jitter)\n"
+            "        target"
+        ),
         new="        target",
         found_by=(
             "tests/test_warming.py::test_nothing_that_is_read_makes_room_for_what_nobody_has_read",
@@ -3260,7 +3327,11 @@ oldest = next(iter(self._order), None)
         line="§11",
         what="What is evicted or expires counts as never read: the popular is forgotten first.",
         file="_store.py",
-        old="        if self.popularity is not None:\n            self.hand_over(entry)\n        self.removals[cause] += 1",
+        old=(
+            "        if self.popularity is not None:\n"
+            "            self.hand_over(entry)\n"
+            "        self.removals[cause] += 1"
+        ),
         new="        self.removals[cause] += 1",
         found_by=(
             "tests/test_warming.py::test_nothing_that_is_read_makes_room_for_what_nobody_has_read",
@@ -3271,7 +3342,12 @@ oldest = next(iter(self._order), None)
         line="§11",
         what="Who is cancelled while he waits for his turn keeps his place in the line for ever.",
         file="_pace.py",
-        old="        except BaseException:\n            self._pace._leave(self)\n            raise\n        return self",
+        old=(
+            "        except BaseException:\n"
+            "            self._pace._leave(self)\n"
+            "            raise\n"
+            "        return self"
+        ),
         new="        except BaseException:\n            raise\n        return self",
         found_by=("warming_accounts_for_every_key_and_overwrites_nothing",),
     ),
@@ -3303,7 +3379,9 @@ oldest = next(iter(self._order), None)
     Mutant(
         name="cancelled-close-leaves-the-refresher",
         line="§11",
-        what="An aclose() that is cancelled while it waits leaves the background refresh to run on.",
+        what=(
+            "An aclose() that is cancelled while it waits leaves the background refresh to run on."
+        ),
         file="_cache.py",
         old="                    job.dismiss()",
         new="                    pass",
@@ -3314,7 +3392,11 @@ oldest = next(iter(self._order), None)
         line="§11",
         what="Two that start the background refresh start two, of which stop() ends one.",
         file="warming.py",
-        old="        while self._refresher is not None:  # somebody else may have started one meanwhile\n            await self.stop()\n",
+        old=(
+            "        while self._refresher is not None:  # somebody else may have started "
+            "one meanwhile\n"
+            "            await self.stop()\n"
+        ),
         new="        await self.stop()\n",
         found_by=("a_background_refresh_that_is_started_twice_runs_once",),
     ),
@@ -3391,7 +3473,11 @@ oldest = next(iter(self._order), None)
         line="§11",
         what="What was set while it waited in the queue is loaded, and replaced, all the same.",
         file="_refresher.py",
-        old="                    if self._overtaken(item):\n                        turn.skip()\n                    elif",
+        old=(
+            "                    if self._overtaken(item):\n"
+            "                        turn.skip()\n"
+            "                    elif"
+        ),
         new="                    if",
         found_by=(
             "tests/test_warming.py::test_nothing_that_is_read_makes_room_for_what_nobody_has_read",
@@ -3414,7 +3500,10 @@ oldest = next(iter(self._order), None)
         what="One sequence of all users' reads is learned from: it says nothing.",
         file="_prediction.py",
         old="            before = _last.get()\n            _last.set((self, place))\n",
-        new='            before = self.__dict__.get("_before")\n            self.__dict__["_before"] = self, place\n',
+        new=(
+            '            before = self.__dict__.get("_before")\n'
+            '            self.__dict__["_before"] = self, place\n'
+        ),
         found_by=(
             "tests/test_warming.py::test_nothing_that_is_read_makes_room_for_what_nobody_has_read",
         ),
@@ -3423,7 +3512,9 @@ oldest = next(iter(self._order), None)
     Mutant(
         name="vary-on-not-in-the-key",
         line="§9",
-        what="The value of a vary_on variable is no part of a call's key: one tenant sees another's.",
+        what=(
+            "The value of a vary_on variable is no part of a call's key: one tenant sees another's."
+        ),
         file="_function.py",
         old="            return self.space, *call_key(values, self.parameters)",
         new="""\

@@ -217,7 +217,7 @@ async def draining_waits_for_the_refresh_behind(lab: Lab) -> None:
 
 @scenario(kills=(), cancel=("one",))
 async def several_stale_readers_begin_one_refresh(lab: Lab) -> None:
-    """Whoever reads what is stale has it at once, and one load behind all of them brings the next."""
+    """Whoever reads what is stale has it at once, and one load behind brings the next."""
     source = Database()
     cache = lab.cache(default_ttl=TTL, stale_while_revalidate=WINDOW)
     read = partial(cache.get_or_load, "a", lab.loader(source.read))
