@@ -374,7 +374,7 @@ def test_more_instructions_than_the_tolerance_are_a_regression() -> None:
 
 
 def test_instructions_are_the_difference_of_two_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    costs = [10, 20, 30, 40, 50, 60]
+    costs = [10 * (place + 1) for place in range(len(hitcost.TEMPLATES))]
 
     def count(hits: list[int]) -> int:
         return 10**9 + sum(cost * each for cost, each in zip(costs, hits, strict=True))
