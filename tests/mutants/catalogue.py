@@ -2834,7 +2834,7 @@ oldest = next(iter(self._order), None)
             "            timer = alarm"
         ),
         found_by=(
-            "tests/test_freshness.py::test_in_a_storm_nobody_waits_too_long_or_gets_what_is_too_old",
+            "tests/test_freshness_mutants.py::test_who_waits_for_a_clean_up_first_waits_no_longer_for_that",
         ),
     ),
     Mutant(
@@ -3024,7 +3024,9 @@ oldest = next(iter(self._order), None)
         file="_store.py",
         old="entry.since = min(entry.deadline, max(entry.since, moment))",
         new="entry.since = max(entry.since, moment)",
-        found_by=("tests/test_lifecycle.py::test_a_program_that_closes_its_cache_leaves_nothing",),
+        found_by=(
+            "tests/test_freshness_mutants.py::test_a_hit_during_a_refresh_ahead_keeps_to_the_ttl",
+        ),
     ),
     Mutant(
         name="ahead-never",
@@ -3104,7 +3106,7 @@ oldest = next(iter(self._order), None)
         new="            if False:",
         since=(3, 12),
         found_by=(
-            "tests/test_warming.py::test_nothing_that_is_read_makes_room_for_what_nobody_has_read",
+            "tests/test_load_context.py::test_a_load_behind_waits_where_all_tasks_begin_at_once",
         ),
     ),
     Mutant(
@@ -3285,9 +3287,7 @@ oldest = next(iter(self._order), None)
         file="warming.py",
         old="found.sort(key=lambda item: -item[1] *",
         new="found.sort(key=lambda item: item[1] *",
-        found_by=(
-            "tests/test_warming.py::test_nothing_that_is_read_makes_room_for_what_nobody_has_read",
-        ),
+        found_by=("tests/test_warming.py::test_the_popular_are_loaded_by_reads_times_load_time",),
     ),
     Mutant(
         name="least-read-kept",
@@ -3318,9 +3318,7 @@ oldest = next(iter(self._order), None)
             "        target"
         ),
         new="        target",
-        found_by=(
-            "tests/test_warming.py::test_nothing_that_is_read_makes_room_for_what_nobody_has_read",
-        ),
+        found_by=("tests/test_warming.py::test_what_is_loaded_together_does_not_expire_together",),
     ),
     Mutant(
         name="reads-lost-at-removal",
@@ -3333,9 +3331,7 @@ oldest = next(iter(self._order), None)
             "        self.removals[cause] += 1"
         ),
         new="        self.removals[cause] += 1",
-        found_by=(
-            "tests/test_warming.py::test_nothing_that_is_read_makes_room_for_what_nobody_has_read",
-        ),
+        found_by=("tests/test_warming.py::test_what_is_read_more_makes_room_for_itself",),
     ),
     Mutant(
         name="cancelled-turn-not-given-back",
@@ -3436,7 +3432,7 @@ oldest = next(iter(self._order), None)
         old="entry is None or not entry.used or not now < entry.deadline < math.inf:",
         new="entry is None or not now < entry.deadline < math.inf:",
         found_by=(
-            "tests/test_warming.py::test_nothing_that_is_read_makes_room_for_what_nobody_has_read",
+            "tests/test_refresher.py::test_what_is_read_stays_fresh_and_what_is_not_is_loaded_once_more",
         ),
     ),
     Mutant(
@@ -3447,7 +3443,7 @@ oldest = next(iter(self._order), None)
         old="            self._active.add(place)\n            heapq",
         new="            heapq",
         found_by=(
-            "tests/test_warming.py::test_nothing_that_is_read_makes_room_for_what_nobody_has_read",
+            "tests/test_refresher.py::test_a_refresh_longer_than_its_interval_is_not_stacked",
         ),
     ),
     Mutant(
@@ -3480,7 +3476,7 @@ oldest = next(iter(self._order), None)
         ),
         new="                    if",
         found_by=(
-            "tests/test_warming.py::test_nothing_that_is_read_makes_room_for_what_nobody_has_read",
+            "tests/test_refresher.py::test_what_was_renewed_while_it_was_in_the_queue_is_not_loaded_again",
         ),
     ),
     Mutant(
@@ -3490,9 +3486,7 @@ oldest = next(iter(self._order), None)
         file="_refresher.py",
         old="        return late, value, entry.deadline",
         new="        return late, -value, entry.deadline",
-        found_by=(
-            "tests/test_warming.py::test_nothing_that_is_read_makes_room_for_what_nobody_has_read",
-        ),
+        found_by=("tests/test_refresher.py::test_the_most_valuable_is_refreshed_first",),
     ),
     Mutant(
         name="predictor-mixes-its-users",
@@ -3505,7 +3499,7 @@ oldest = next(iter(self._order), None)
             '            self.__dict__["_before"] = self, place\n'
         ),
         found_by=(
-            "tests/test_warming.py::test_nothing_that_is_read_makes_room_for_what_nobody_has_read",
+            "tests/test_refresher.py::test_what_is_likely_to_be_read_next_is_loaded_before_it_is",
         ),
     ),
     # -- §9 what a value depends on besides its arguments
