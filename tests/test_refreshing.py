@@ -300,7 +300,8 @@ def test_within_the_backoff_a_reader_that_wants_no_stale_value_tries(clock: Virt
             clock.advance(15)
             assert await cache.get_or_load("key", load, **options) == "old"
             assert await cache.get_or_load("key", load, **options) == "old"
-            assert await cache.get_or_load("key", load, ttl=10, **wanted) == "new"
+            answer = cache.get_or_load("key", load, ttl=10, error_backoff=60, **wanted)
+            assert await answer == "new"
             await cache.delete("key")
 
     run_virtual(main(), clock)
